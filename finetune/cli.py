@@ -1,0 +1,198 @@
+"""`finetune <command> [key=value ...]`: the only place that prints results and sets exit codes."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import signal
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from finetune import config
+from finetune.errors import FinetuneError, nearest
+
+DONE, FAULT, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
+
+
+@dataclass(frozen=True)
+class Command:
+    schema: type[config.Section]
+    # imported only when the command runs: `finetune serve` must not wait for torch
+    module: str
+
+
+COMMANDS = {
+    "check": Command(config.CheckConfig, "finetune.data.check"),
+    "train": Command(config.TrainConfig, "finetune.training.train"),
+    "evaluate": Command(config.EvaluateConfig, "finetune.evaluation.evaluate"),
+    "export": Command(config.ExportConfig, "finetune.export.export"),
+    "predict": Command(config.PredictConfig, "finetune.serving.predict"),
+    "serve": Command(config.ServeConfig, "finetune.serving.serve"),
+    "models": Command(config.ModelsConfig, "finetune.models.listing"),
+}
+
+
+def main(argv: list[str] | None = None) -> NoReturn:
+    """Run one command and exit: 0 done, 2 wrong input, 1 our fault, 130 interrupted."""
+    sys.exit(run(sys.argv[1:] if argv is None else argv))
+
+
+def run(argv: list[str]) -> int:
+    """Run one command and return its exit code."""
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(_overview())
+        return DONE
+    name, *arguments = argv
+    try:
+        if name not in COMMANDS:
+            raise FinetuneError(f"unknown command '{name}'{nearest(name, COMMANDS)}\n\n{_overview()}")
+        if "-h" in arguments or "--help" in arguments:
+            print(_help(name))
+            return DONE
+        # SIGTERM ends a command as Ctrl-C does: what is half written is cleaned up
+        signal.signal(signal.SIGTERM, _interrupt)
+        _through_hydra(name, arguments)
+    except FinetuneError as error:
+        print(f"finetune {name}: {error}" if name in COMMANDS else f"finetune: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print(f"finetune {name}: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # the reader of our output (`| head`) has gone; Python would complain once more when it closes stdout
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DONE
+    return DONE
+
+
+def conf_dir() -> Path:
+    """Return the folder of YAML files: inside an installed package, beside it in a checkout."""
+    package = Path(__file__).parent
+    inside = package / "conf"
+    return inside if inside.is_dir() else package.parent / "conf"
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _through_hydra(name: str, arguments: list[str]) -> None:
+    """Let Hydra read its own flags and compose the configuration, then run the command, once a job."""
+    import hydra
+    from omegaconf import OmegaConf
+
+    failures: list[Exception] = []
+
+    def job(composed: Any) -> None:
+        values = OmegaConf.to_container(composed, resolve=True, throw_on_missing=False)
+        try:
+            _execute(name, _of_this_job(_without_missing(values)))
+        except Exception as failure:
+            # kept from Hydra, which would print it in its own way; the other jobs of a --multirun still run
+            failures.append(failure)
+
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra would print its own exceptions too, and exit with 1
+    program, sys.argv = sys.argv, [f"finetune {name}", *arguments]
+    try:
+        hydra.main(version_base="1.3", config_path=str(conf_dir().resolve()), config_name=name)(job)()
+    except Exception as error:
+        raise FinetuneError(_explain(name, arguments, error)) from None
+    except SystemExit as leaving:
+        if leaving.code not in (None, 0):
+            raise FinetuneError(f"wrong arguments: {' '.join(arguments)}") from None
+    finally:
+        sys.argv = program
+    if failures:
+        raise failures[0]
+
+
+def _execute(name: str, values: dict[str, Any]) -> None:
+    command = COMMANDS[name]
+    parsed = config.parse(command.schema, values)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    for chatty in ("httpx", "torch.onnx", "onnxscript", "onnx_ir", "PIL"):
+        logging.getLogger(chatty).setLevel(logging.ERROR)
+    print(importlib.import_module(command.module).main(parsed), flush=True)
+
+
+def _of_this_job(values: dict[str, Any]) -> dict[str, Any]:
+    """Give each job of a --multirun its own numbered output folder."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    hydra_config = HydraConfig.get()
+    if hydra_config.mode == RunMode.MULTIRUN and values.get("output"):
+        values["output"] = str(Path(values["output"]) / str(hydra_config.job.num))
+    return values
+
+
+def _without_missing(values: Any) -> Any:
+    """Drop keys that are still `???`, so that the schema reports them with their meaning."""
+    if isinstance(values, dict):
+        return {key: _without_missing(value) for key, value in values.items() if not _is_missing(value)}
+    return values
+
+
+def _is_missing(value: Any) -> bool:
+    return isinstance(value, str) and value == "???"
+
+
+def _explain(name: str, arguments: list[str], error: Exception) -> str:
+    """Turn Hydra's words into what was given and what to write instead."""
+    known = config.describe(COMMANDS[name].schema)
+    groups = _groups(name)
+    for argument in arguments:
+        key, equals, value = argument.lstrip("+~").partition("=")
+        if argument.startswith("-"):
+            continue
+        if not equals:
+            return f"'{argument}' is not of the form key=value"
+        if key in groups and value not in groups[key] and "," not in value:
+            return f"{key}={value} is wrong: choose from {', '.join(groups[key])}{nearest(value, groups[key])}"
+        if key not in known and key not in groups and not key.startswith("hydra"):
+            return f"unknown key '{key}'{nearest(key, [*known, *groups])} (finetune {name} --help lists every key)"
+    cause = error.__cause__ or error
+    text = str(cause).strip().splitlines()[0]
+    return f"{text} (quote values with blanks or commas twice: 'data.root=\"my photos, new\"')"
+
+
+def _groups(name: str) -> dict[str, list[str]]:
+    """Return the config groups a command uses, with their options."""
+    if name != "train":
+        return {}
+    folders = sorted(path for path in conf_dir().iterdir() if path.is_dir())
+    return {folder.name: sorted(option.stem for option in folder.glob("*.yaml")) for folder in folders}
+
+
+def _overview() -> str:
+    lines = ["usage: finetune <command> [key=value ...]", ""]
+    lines += [f"  {name:<10}{(command.schema.__doc__ or '').strip()}" for name, command in COMMANDS.items()]
+    lines += ["", "finetune <command> --help lists its keys; --cfg job shows what a command line composes to."]
+    return "\n".join(lines)
+
+
+def _help(name: str) -> str:
+    from hydra import compose, initialize_config_dir
+    from omegaconf import OmegaConf
+
+    with initialize_config_dir(str(conf_dir().resolve()), version_base="1.3"):
+        defaults = compose(name)
+    schema = COMMANDS[name].schema
+    lines = [f"finetune {name} [key=value ...]", "", (schema.__doc__ or "").strip(), ""]
+    groups = _groups(name)
+    if groups:
+        lines += ["groups:", *(f"  {group}={'|'.join(options)}" for group, options in groups.items()), ""]
+    lines.append("keys:")
+    for key, meaning in config.describe(schema).items():
+        # masked and resolved by hand: a mandatory key has no value to select
+        raw = OmegaConf.to_container(defaults, resolve=True, throw_on_missing=False)
+        value: Any = raw
+        for part in key.split("."):
+            value = value[part]
+        shown = "(required)" if _is_missing(value) else f"[{'null' if value is None else value}]"
+        lines.append(f"  {key} {shown}\n      {meaning}")
+    lines += ["", "--multirun runs every combination of comma-separated values, each in a numbered folder of output."]
+    return "\n".join(lines)

@@ -1,0 +1,230 @@
+"""The schema: what every key of every command means and which values it takes.
+
+Hydra composes `conf/*.yaml`, which holds the defaults; these models judge the result. A field's description is its
+`--help` text, so it is written once.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from finetune.errors import FinetuneError, nearest
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Photos = Annotated[int, Field(ge=0)]
+
+
+class Section(BaseModel):
+    """A group of keys; an unknown key is an error, never ignored."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataConfig(Section):
+    root: Path = Field(description="folder of photos: root/CLASS/* or root/{train,val,test}/CLASS/*")
+    image_size: Literal["auto"] | Annotated[int, Field(ge=32, le=2048)] = Field(
+        description="side of the square the model sees, in px; auto: the probe tries several, else the backbone's own"
+    )
+    fit: Literal["squash", "crop"] = Field(
+        description="squash: scale both sides, every part of the photo stays visible; crop: keep the shape, cut the centre"
+    )
+    batch_size: Annotated[int, Field(ge=1)] = Field(description="photos per training step")
+    val_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(
+        description="share of each class that chooses between candidates, where the folder has no val/"
+    )
+    test_fraction: Annotated[float, Field(ge=0, lt=1)] = Field(
+        description="share of each class kept for the final figure, where the folder has no train/ and test/"
+    )
+    num_workers: Literal["auto"] | Annotated[int, Field(ge=0)] = Field(
+        description="processes that load training photos; auto: the cores, at most 8"
+    )
+
+
+class ModelConfig(Section):
+    backbone: str = Field(description="any timm architecture; `finetune models` lists them")
+    weights: str = Field(
+        description="auto: installed package, else timm's hub cache or hub; none: random; or a .safetensors/.pth/.ckpt file"
+    )
+    features: Literal["auto", "last", "all"] = Field(
+        description="what the head sees: the last layer or all stages, pooled; auto: all for freeze=head, else last"
+    )
+
+
+class FreezeConfig(Section):
+    mode: Literal["auto", "head", "partial", "full"] = Field(
+        description="head: train the head on kept features; partial: the top layers too; full: everything; "
+        "auto: by the number of training photos"
+    )
+    top_groups: Annotated[float, Field(gt=0)] = Field(
+        description="partial: depth groups that train, from the top; below 1 a fraction of them"
+    )
+    head_below: Photos = Field(description="auto: fewer training photos than this train the head only")
+    full_from: Photos = Field(description="auto: this many training photos or more train everything")
+
+
+class ProbeConfig(Section):
+    """freeze=head: a linear head on the features of a frozen backbone."""
+
+    l2: list[Annotated[float, Field(gt=0)]] = Field(
+        min_length=1, description="weights of the L2 penalty to try; validation chooses"
+    )
+    size_factors: list[Annotated[float, Field(gt=0)]] = Field(
+        min_length=1, description="data.image_size=auto tries the backbone's own size times each of these"
+    )
+
+
+class AugmentConfig(Section):
+    """Distortions of training photos, for freeze=partial and full."""
+
+    horizontal_flip: Fraction = Field(description="chance of mirroring left to right")
+    vertical_flip: Fraction = Field(description="chance of mirroring top to bottom")
+    crop_area: tuple[Fraction, Fraction] | None = Field(
+        description="random resized crop: least and largest share of the photo's area; null: no crop"
+    )
+    crop_ratio: tuple[float, float] = Field(description="random resized crop: least and largest width over height")
+    pca_sigma: Annotated[float, Field(ge=0)] = Field(
+        description="PCA colour shift: standard deviation of its three draws (AlexNet: 0.1); 0: none"
+    )
+
+
+class OptimizerConfig(Section):
+    name: Literal["adamw", "sgd"] = Field(description="sgd is with Nesterov momentum")
+    learning_rate: Annotated[float, Field(gt=0)] = Field(description="peak learning rate")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(description="decay of weights; biases and norms are spared")
+    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(description="momentum of sgd, first beta of adamw")
+
+
+class ScheduleConfig(Section):
+    name: Literal["cosine", "none"] = Field(description="cosine: from the peak to 0; none: constant")
+    warmup_fraction: Fraction = Field(description="share of all steps that rise linearly to the peak")
+
+
+class TrainerConfig(Section):
+    max_epochs: Annotated[int, Field(ge=1)] = Field(description="passes over the training photos, for partial and full")
+    patience: Annotated[int, Field(ge=1)] = Field(description="epochs without a better validation loss before stopping")
+    accelerator: Literal["auto", "cpu", "gpu"] = Field(description="where training runs; auto: a GPU if there is one")
+    precision: Literal["32-true", "16-mixed", "bf16-mixed"] = Field(description="Lightning's name of the arithmetic")
+
+
+class TrainConfig(Section):
+    """Fine-tune a classifier on a folder of photos; writes the run folder."""
+
+    data: DataConfig
+    model: ModelConfig
+    freeze: FreezeConfig
+    probe: ProbeConfig
+    augment: AugmentConfig
+    optimizer: OptimizerConfig
+    schedule: ScheduleConfig
+    trainer: TrainerConfig
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(description="decides splits, order, augmentation, head weights")
+    output: Path = Field(description="the run folder to write; the same command again resumes or says it is finished")
+
+
+class CheckDataConfig(Section):
+    root: Path = Field(description="folder of photos, as for train")
+    val_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(description="as for train")
+    test_fraction: Annotated[float, Field(ge=0, lt=1)] = Field(description="as for train")
+
+
+class CheckConfig(Section):
+    """Read every photo and say what training would use, skip and refuse."""
+
+    data: CheckDataConfig
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(description="decides the splits, as for train")
+
+
+class EvaluateDataConfig(Section):
+    root: Path | None = Field(description="another labelled folder, all of it; null: the run's own split")
+
+
+class EvaluateConfig(Section):
+    """Measure a run's model, in torch, on its test split or on another folder."""
+
+    run: Path = Field(description="run folder of `finetune train`")
+    data: EvaluateDataConfig
+    split: Literal["train", "val", "test"] = Field(description="which split of the run's own photos")
+    output: Path | None = Field(description="folder for predictions.csv and report.html; null: RUN/evaluation")
+
+
+class ExportConfig(Section):
+    """Turn a run into a bundle: one ONNX file, checked against the trained model photo by photo."""
+
+    run: Path = Field(description="run folder of `finetune train`")
+    output: Path = Field(description="model repository to write the bundle into")
+    name: str | None = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$", description="the model's name in it; null: the run folder's name"
+    )
+    parity_limit: Annotated[float, Field(gt=0)] = Field(
+        description="largest difference of any probability between torch and onnxruntime; above it nothing is written"
+    )
+
+
+class PredictConfig(Section):
+    """Classify a photo or a folder of photos with a bundle; needs no torch."""
+
+    model: Path = Field(description="bundle: the model's folder in a repository, or one version of it")
+    input: Path = Field(description="a photo, or a folder that is searched through")
+    output: Path = Field(description="CSV file to write: path,label,probability,error")
+    probabilities: bool = Field(description="add one column a class")
+    batch_size: Annotated[int, Field(ge=1)] = Field(description="photos per model call")
+    device: Literal["auto", "cpu", "cuda"] = Field(description="auto: cuda if it works, else cpu")
+
+
+class ServeConfig(Section):
+    """Serve every bundle of a model repository over HTTP."""
+
+    models: Path = Field(description="model repository, or the folder of one model")
+    host: str = Field(description="address to listen on; 0.0.0.0 for every interface")
+    port: Annotated[int, Field(ge=0, le=65535)] = Field(description="port to listen on; 0 takes a free one")
+    device: Literal["auto", "cpu", "cuda"] = Field(description="auto: cuda if it works, else cpu; cuda: cuda or refuse")
+    threads: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(description="processor threads per model; auto: cores")
+    max_body_mb: Annotated[float, Field(gt=0)] = Field(description="largest request body in MB; above it 413")
+    max_photos: Annotated[int, Field(ge=1)] = Field(description="most photos in one request; above it 413")
+    grace_s: Annotated[int, Field(ge=1)] = Field(description="seconds that running requests get after SIGTERM")
+
+
+class ModelsConfig(Section):
+    """List the backbones that `model.backbone` takes and where their weights would come from."""
+
+    filter: str = Field(description="shell pattern of the names, such as 'resnet*'")
+    offline: bool = Field(description="only those whose weights are on this machine")
+
+
+Config = TypeVar("Config", bound=Section)
+
+
+def parse(schema: type[Config], values: dict[str, Any]) -> Config:
+    """Validate composed values; raises FinetuneError naming every wrong key, its value and what it takes."""
+    try:
+        return schema.model_validate(values)
+    except ValidationError as error:
+        lines = [_explain(schema, problem) for problem in error.errors()]
+        raise FinetuneError("\n".join(dict.fromkeys(lines))) from None
+
+
+def describe(schema: type[Section], prefix: str = "") -> dict[str, str]:
+    """Return every dotted key of a schema with its meaning."""
+    keys: dict[str, str] = {}
+    for name, field in schema.model_fields.items():
+        nested = field.annotation
+        if isinstance(nested, type) and issubclass(nested, Section):
+            keys |= describe(nested, f"{prefix}{name}.")
+        else:
+            keys[prefix + name] = field.description or ""
+    return keys
+
+
+def _explain(schema: type[Section], problem: Any) -> str:
+    known = describe(schema)
+    path = [str(part) for part in problem["loc"]]
+    # pydantic appends the branch of a union to the path; the key is the longest known prefix
+    key = next((".".join(path[:n]) for n in range(len(path), 0, -1) if ".".join(path[:n]) in known), ".".join(path))
+    if problem["type"] == "extra_forbidden":
+        return f"unknown key '{key}'{nearest(key, known)}"
+    if problem["type"] == "missing":
+        return f"{key} is missing: {known.get(key, '')}"
+    return f"{key}={problem['input']} is wrong: {problem['msg'].lower()} ({known.get(key, '')})"

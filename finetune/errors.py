@@ -1,0 +1,33 @@
+"""The exceptions that people see. Each says what is wrong, what was given and what to do.
+
+    FinetuneError        the input or the configuration is wrong: message, exit code 2
+    ├── ParityError      the exported file answers differently: message, exit code 1
+    └── ImageError       bytes that are no readable image: a skipped photo in training, 422 from the server
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class FinetuneError(Exception):
+    """Base of every error whose message is written for the person at the terminal."""
+
+    exit_code = 2
+
+
+class ParityError(FinetuneError):
+    """The exported model does not answer as the trained one did."""
+
+    exit_code = 1
+
+
+class ImageError(FinetuneError):
+    """These bytes are not an image that can be read; the message is the reason, without a path."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return `"; did you mean 'x'?"` for the closest known name, or an empty string."""
+    close = get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f"; did you mean '{close[0]}'?" if close else ""
