@@ -29,7 +29,7 @@ class DataConfig(Section):
         description="side of the square the model sees, in px; auto: the probe tries several, else the backbone's own"
     )
     fit: Literal["squash", "crop"] = Field(
-        description="squash: scale both sides, every part of the photo stays visible; crop: keep the shape, cut the centre"
+        description="squash: scale both sides, all of the photo stays visible; crop: keep the shape, cut the centre"
     )
     batch_size: Annotated[int, Field(ge=1)] = Field(description="photos per training step")
     val_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(
@@ -46,10 +46,12 @@ class DataConfig(Section):
 class ModelConfig(Section):
     backbone: str = Field(description="any timm architecture; `finetune models` lists them")
     weights: str = Field(
-        description="auto: installed package, else timm's hub cache or hub; none: random; or a .safetensors/.pth/.ckpt file"
+        description="auto: an installed package, else timm's hub cache, else its hub; none: random; "
+        "or a .safetensors, .pth or .ckpt file"
     )
-    features: Literal["auto", "last", "all"] = Field(
-        description="what the head sees: the last layer or all stages, pooled; auto: all for freeze=head, else last"
+    features: Literal["auto", "last", "stages", "all"] = Field(
+        description="what the head sees, pooled: the last layer, every stage, or both; auto: validation chooses for "
+        "freeze=head, else last"
     )
 
 
@@ -181,7 +183,9 @@ class ServeConfig(Section):
     host: str = Field(description="address to listen on; 0.0.0.0 for every interface")
     port: Annotated[int, Field(ge=0, le=65535)] = Field(description="port to listen on; 0 takes a free one")
     device: Literal["auto", "cpu", "cuda"] = Field(description="auto: cuda if it works, else cpu; cuda: cuda or refuse")
-    threads: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(description="processor threads per model; auto: cores")
+    threads: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
+        description="processor threads per model; auto: cores"
+    )
     max_body_mb: Annotated[float, Field(gt=0)] = Field(description="largest request body in MB; above it 413")
     max_photos: Annotated[int, Field(ge=1)] = Field(description="most photos in one request; above it 413")
     grace_s: Annotated[int, Field(ge=1)] = Field(description="seconds that running requests get after SIGTERM")

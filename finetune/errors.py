@@ -1,8 +1,8 @@
 """The exceptions that people see. Each says what is wrong, what was given and what to do.
 
-    FinetuneError        the input or the configuration is wrong: message, exit code 2
-    ├── ParityError      the exported file answers differently: message, exit code 1
-    └── ImageError       bytes that are no readable image: a skipped photo in training, 422 from the server
+FinetuneError        the input or the configuration is wrong: message, exit code 2
+├── ParityError      the exported file answers differently: message, exit code 1
+└── ImageError       bytes that are no readable image: a skipped photo in training, 422 from the server
 """
 
 from __future__ import annotations

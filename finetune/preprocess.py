@@ -1,7 +1,7 @@
 """The one way from an image file to the pixels a model sees.
 
-Validation, evaluation, feature extraction, parity and the server all call `load_pixels`; nothing else decodes or resizes
-a photo for a model, so training and serving cannot disagree.
+Validation, evaluation, feature extraction, parity and the server all call `load_pixels`; nothing else decodes or
+resizes a photo for a model, so training and serving cannot disagree.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from pydantic import BaseModel, ConfigDict
 
 from finetune.errors import ImageError
@@ -82,7 +82,7 @@ def decode(source: Path | bytes, formats: tuple[str, ...] | None = None, wanted_
                     _draft(image, wanted_px)
                 image.load()
                 return _to_rgb(ImageOps.exif_transpose(image))
-    except Image.UnidentifiedImageError:
+    except UnidentifiedImageError:
         raise ImageError("not an image in a format that can be read") from None
     except Image.DecompressionBombError:
         raise ImageError(f"more than {MAX_PIXELS // 10**6} megapixels") from None

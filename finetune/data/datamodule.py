@@ -1,0 +1,126 @@
+"""Batches of uint8 photos for training and validation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from finetune.data.augmentation import Augmentation
+from finetune.data.manifest import Manifest
+from finetune.parallel import usable_cores
+from finetune.preprocess import Preprocessing, decode, load_pixels
+
+MOST_WORKERS = 8
+
+
+class PlainPhotos(Dataset[tuple[Tensor, int]]):
+    """Photos as the server will see them: (H, W, 3) uint8 and the class number."""
+
+    def __init__(self, paths: Sequence[Path], targets: Sequence[int], preprocessing: Preprocessing) -> None:
+        self.paths, self.targets, self.preprocessing = paths, targets, preprocessing
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, number: int) -> tuple[Tensor, int]:
+        return _tensor(load_pixels(self.paths[number], self.preprocessing)), self.targets[number]
+
+
+class DistortedPhotos(Dataset[tuple[Tensor, int]]):
+    """Training photos, distorted anew in every epoch."""
+
+    def __init__(
+        self, paths: Sequence[Path], targets: Sequence[int], augmentation: Augmentation, wanted_px: int, seed: int
+    ) -> None:
+        self.paths, self.targets = paths, targets
+        self.augmentation, self.wanted_px, self.seed = augmentation, wanted_px, seed
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, place: tuple[int, int]) -> tuple[Tensor, int]:
+        """place: (epoch, number); both seed the distortion, so it does not depend on which worker runs it."""
+        epoch, number = place
+        pixels = np.asarray(decode(self.paths[number], wanted_px=self.wanted_px))
+        seed = int(np.random.SeedSequence((self.seed, epoch, number)).generate_state(1)[0])
+        return _tensor(self.augmentation(pixels, seed)), self.targets[number]
+
+
+class EpochShuffle(Sampler[tuple[int, int]]):
+    """A new order each epoch that depends on nothing but seed and epoch; yields (epoch, number)."""
+
+    def __init__(self, length: int, seed: int) -> None:
+        self.length, self.seed, self.epoch = length, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by Lightning before each epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        order = np.random.default_rng((self.seed, self.epoch)).permutation(self.length)
+        return iter([(self.epoch, int(number)) for number in order])
+
+
+class PhotoData(pl.LightningDataModule):
+    """Loaders over a manifest's train and val splits."""
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        preprocessing: Preprocessing,
+        augmentation: Augmentation,
+        batch_size: int,
+        num_workers: int | str,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        self.manifest, self.preprocessing, self.augmentation = manifest, preprocessing, augmentation
+        self.batch_size, self.seed = batch_size, seed
+        self.num_workers = min(usable_cores(), MOST_WORKERS) if isinstance(num_workers, str) else num_workers
+
+    def train_dataloader(self) -> DataLoader[tuple[Tensor, int]]:
+        photos = self.manifest.of("train")
+        dataset = DistortedPhotos(
+            self.manifest.paths(photos),
+            self.manifest.targets(photos),
+            self.augmentation,
+            self.preprocessing.image_size,
+            self.seed,
+        )
+        # A last batch of one photo would give batch norm no variance to work with.
+        drop_last = len(photos) % self.batch_size == 1 and len(photos) > self.batch_size
+        return self._loader(dataset, sampler=EpochShuffle(len(photos), self.seed), drop_last=drop_last)
+
+    def val_dataloader(self) -> DataLoader[tuple[Tensor, int]]:
+        photos = self.manifest.of("val")
+        return self._loader(PlainPhotos(self.manifest.paths(photos), self.manifest.targets(photos), self.preprocessing))
+
+    def _loader(
+        self,
+        dataset: Dataset[tuple[Tensor, int]],
+        sampler: Sampler[tuple[int, int]] | None = None,
+        drop_last: bool = False,
+    ) -> DataLoader[tuple[Tensor, int]]:
+        return DataLoader(
+            dataset,
+            batch_size=self.batch_size,
+            sampler=sampler,
+            drop_last=drop_last,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+
+def _tensor(pixels: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]) -> Tensor:
+    # Pillow's arrays are read-only, which torch warns about; the copy also makes views contiguous
+    return torch.from_numpy(np.array(pixels))

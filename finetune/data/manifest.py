@@ -1,0 +1,209 @@
+"""Which photos there are, what each shows, which split it belongs to and why any of them is skipped."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import logging
+import os
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import astuple, dataclass, fields, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Literal, cast
+
+from finetune.data.splits import assign_splits
+from finetune.errors import FinetuneError, ImageError, nearest
+from finetune.files import digest, replacing
+from finetune.parallel import ordered_map
+from finetune.preprocess import decode
+from finetune.progress import track
+
+log = logging.getLogger(__name__)
+
+Split = Literal["train", "val", "test"]
+SPLIT_FOLDERS: dict[str, Split] = {
+    "train": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+}
+LEAST_PER_CLASS = 2
+
+
+@dataclass(frozen=True)
+class Photo:
+    """One file. path: relative to the root, with forward slashes; problem: why it is skipped, empty if it is used."""
+
+    path: str
+    label: str
+    split: str
+    sha256: str
+    problem: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Every file found under a root, in path order."""
+
+    root: Path
+    photos: tuple[Photo, ...]
+
+    @cached_property
+    def classes(self) -> tuple[str, ...]:
+        """Class names in sorted order; a model's output k is the k-th."""
+        return tuple(sorted({photo.label for photo in self.photos}))
+
+    @cached_property
+    def skipped(self) -> tuple[Photo, ...]:
+        return tuple(photo for photo in self.photos if photo.problem)
+
+    def of(self, *splits: Split) -> tuple[Photo, ...]:
+        """Return the usable photos of some splits."""
+        return tuple(photo for photo in self.photos if photo.split in splits and not photo.problem)
+
+    def targets(self, photos: tuple[Photo, ...]) -> list[int]:
+        """Return each photo's class number."""
+        number = {label: k for k, label in enumerate(self.classes)}
+        return [number[photo.label] for photo in photos]
+
+    def paths(self, photos: tuple[Photo, ...]) -> list[Path]:
+        return [self.root / photo.path for photo in photos]
+
+    def fingerprint(self) -> str:
+        """Digest of every usable photo's content, label and split: the same data set has the same one anywhere."""
+        used = (f"{photo.sha256} {photo.label} {photo.split}" for photo in self.photos if not photo.problem)
+        return digest(*sorted(used))
+
+    def save(self, path: Path) -> None:
+        with replacing(path) as beside, beside.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow([field.name for field in fields(Photo)])
+            writer.writerows(astuple(photo) for photo in self.photos)
+
+    @classmethod
+    def load(cls, path: Path, root: Path) -> Manifest:
+        with path.open(newline="", encoding="utf-8") as file:
+            return cls(root, tuple(Photo(**row) for row in csv.DictReader(file)))
+
+
+def read_manifest(root: Path, val_fraction: float, test_fraction: float, seed: int) -> Manifest:
+    """Scan `root`, read every photo once, and assign the splits that its folders do not name.
+
+    Raises FinetuneError where no classifier could be trained: no folder, no photos, one class, a class too small.
+    """
+    photos = inspect(root, list_photos(root))
+    labels = {photo.label for photo in photos}
+    if not any(not photo.problem for photo in photos):
+        raise FinetuneError(_nothing_found(root, photos))
+    if len(labels) == 1:
+        raise FinetuneError(f"{root} has one class, '{labels.pop()}'; a classifier needs two or more, a folder each")
+    has_splits = any(photo.split for photo in photos)
+    _require_enough(root, [photo for photo in photos if photo.split in ("", "train")], labels)
+    if has_splits:
+        named = {photo.split for photo in photos}
+        wanted: dict[Split, float] = {} if "val" in named else {"val": val_fraction}
+        pool = {"train"}
+    else:
+        wanted, pool = {"test": test_fraction, "val": val_fraction}, {""}
+    free = [photo for photo in photos if photo.split in pool and not photo.problem]
+    assigned = assign_splits([(photo.label, photo.sha256) for photo in free], wanted, seed)
+    split_of = {photo.path: split for photo, split in zip(free, assigned, strict=True)}
+    return Manifest(root, tuple(replace(photo, split=split_of.get(photo.path, photo.split)) for photo in photos))
+
+
+def read_labelled(root: Path) -> Manifest:
+    """Scan a labelled folder all of whose photos are to be evaluated: every split becomes test."""
+    photos = inspect(root, list_photos(root))
+    if not any(not photo.problem for photo in photos):
+        raise FinetuneError(_nothing_found(root, photos))
+    return Manifest(root, tuple(replace(photo, split="test") for photo in photos))
+
+
+def list_photos(root: Path) -> list[Photo]:
+    """Return every file of every class folder, not yet opened; hidden files and folders are passed over."""
+    folders = _visible_folders(root)
+    if "train" in folders and set(folders) <= set(SPLIT_FOLDERS):
+        sources = [
+            (f"{folder}/{label}", label, SPLIT_FOLDERS[folder])
+            for folder in folders
+            for label in _visible_folders(root / folder)
+        ]
+        trained = {label for _, label, split in sources if split == "train"}
+        for folder, label, _ in sources:
+            if label not in trained:
+                raise FinetuneError(f"{root / folder} is a class that {root / 'train'} lacks{nearest(label, trained)}")
+    else:
+        sources = [(label, label, cast(Split, "")) for label in folders]
+    return [
+        Photo(path, label, split, sha256="", problem="")
+        for folder, label, split in sources
+        for path in sorted(_files_below(root, folder))
+    ]
+
+
+def inspect(root: Path, photos: list[Photo]) -> list[Photo]:
+    """Read and decode every photo; fills sha256, and problem where a file cannot be used."""
+
+    def opened(photo: Photo) -> Photo:
+        try:
+            raw = (root / photo.path).read_bytes()
+        except OSError as error:
+            return replace(photo, problem=f"cannot be read: {error.strerror}")
+        checked = replace(photo, sha256=hashlib.sha256(raw).hexdigest())
+        try:
+            decode(raw)
+        except ImageError as error:
+            return replace(checked, problem=str(error))
+        return checked
+
+    return list(track(ordered_map(opened, photos), "reading photos", total=len(photos)))
+
+
+def summarise_skipped(skipped: tuple[Photo, ...], at_most: int = 10) -> str:
+    """Name the skipped files with their reasons, the first few in full."""
+    lines = [f"skipped {len(skipped)} {'file' if len(skipped) == 1 else 'files'}:"]
+    lines += [f"  {photo.path}: {photo.problem}" for photo in skipped[:at_most]]
+    if len(skipped) > at_most:
+        lines.append(f"  and {len(skipped) - at_most} more, each with its reason in manifest.csv")
+    return "\n".join(lines)
+
+
+def _visible_folders(root: Path) -> list[str]:
+    try:
+        entries = sorted(os.scandir(root), key=lambda entry: entry.name)
+    except FileNotFoundError:
+        beside = [path.name for path in root.parent.iterdir()] if root.parent.is_dir() else []
+        raise FinetuneError(f"data.root={root}: no such folder{nearest(root.name, beside)}") from None
+    except NotADirectoryError:
+        raise FinetuneError(f"data.root={root} is a file; give the folder that holds the class folders") from None
+    except PermissionError:
+        raise FinetuneError(f"data.root={root}: no permission to read this folder") from None
+    return [entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
+
+
+def _files_below(root: Path, folder: str) -> Iterator[str]:
+    for parent, folders, files in os.walk(root / folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        inside = Path(parent).relative_to(root).as_posix()
+        yield from (f"{inside}/{name}" for name in files if not name.startswith(".") and name != "Thumbs.db")
+
+
+def _nothing_found(root: Path, photos: list[Photo]) -> str:
+    if photos:
+        listed = summarise_skipped(tuple(photos))
+        return f"none of the {len(photos)} files in {root} is an image that can be read\n{listed}"
+    return f"{root} has no photos in class folders; put them as {root}/CLASS/photo.jpg, one folder a class"
+
+
+def _require_enough(root: Path, training: list[Photo], labels: set[str]) -> None:
+    usable = Counter(photo.label for photo in training if not photo.problem)
+    for label in sorted(labels):
+        if usable[label] < LEAST_PER_CLASS:
+            count = f"{usable[label]} usable photo{'' if usable[label] == 1 else 's'}"
+            raise FinetuneError(
+                f"class '{label}' in {root} has {count}; it needs at least {LEAST_PER_CLASS}, one to train "
+                "on and one to validate with: add photos or move the folder away"
+            )

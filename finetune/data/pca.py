@@ -1,0 +1,77 @@
+"""The PCA colour shift of Krizhevsky et al. 2012, section 4.1, fitted on the photos that are trained on.
+
+Colours of real photos vary mostly along a few directions, such as the light's. A shift along the principal components
+of the RGB values changes a photo as another light would; one vector is added to every pixel of the photo.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+
+from finetune.preprocess import Pixels, decode
+
+# Pixels that one photo contributes, so that a large photo weighs no more than a small one.
+PIXELS_PER_PHOTO = 10_000
+# JPEG may be decoded at a fraction of its size: a covariance needs many colours, not sharp edges.
+DECODED_PX = 128
+
+
+class ColourPCA(BaseModel):
+    """Principal components of RGB values scaled to 0..1.
+
+    eigenvalues: variances, largest first; eigenvectors: row k belongs to eigenvalue k, its entries in R, G, B order.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    eigenvalues: tuple[float, float, float]
+    eigenvectors: tuple[
+        tuple[float, float, float],
+        tuple[float, float, float],
+        tuple[float, float, float],
+    ]
+
+    def shift(self, alphas: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the RGB vector, in levels of 0..255, that the draws alpha (3,) or (N, 3) stand for.
+
+        This is the paper's [p1, p2, p3][a1 l1, a2 l2, a3 l3]^T.
+        """
+        scaled = np.asarray(alphas, dtype=np.float64) * np.asarray(self.eigenvalues)
+        shift: NDArray[np.float64] = 255.0 * scaled @ np.asarray(self.eigenvectors)
+        return shift
+
+
+def fit_colour_pca(paths: Iterable[Path]) -> ColourPCA:
+    """Compute the components in one pass over the photos, holding only sums."""
+    count, total, products = 0, np.zeros(3), np.zeros((3, 3))
+    for path in paths:
+        pixels = _sample(np.asarray(decode(path, wanted_px=DECODED_PX)))
+        count += len(pixels)
+        total += pixels.sum(axis=0)
+        products += pixels.T @ pixels
+    mean = total / count
+    covariance = products / count - np.outer(mean, mean)
+    values, vectors = np.linalg.eigh(covariance)
+    descending: list[Any] = [*values[::-1].clip(min=0).tolist()]
+    return ColourPCA.model_validate({"eigenvalues": descending, "eigenvectors": vectors[:, ::-1].T.tolist()})
+
+
+def add_colour(pixels: Pixels, shift: NDArray[np.float64]) -> Pixels:
+    """Add one RGB vector, in levels, to every pixel of (H, W, 3); rounded and clipped to 0..255."""
+    r, g, b = (float(level) for level in shift)
+    # one saturating pass without a float copy; its stubs do not know that a scalar may be added
+    shifted: Pixels = cv2.add(pixels, (r, g, b, 0.0))  # type: ignore[call-overload]
+    return shifted
+
+
+def _sample(pixels: Pixels) -> NDArray[np.float64]:
+    flat = pixels.reshape(-1, 3)
+    step = max(1, len(flat) // PIXELS_PER_PHOTO)
+    return flat[::step].astype(np.float64) / 255.0

@@ -1,0 +1,191 @@
+"""The run folder: what training leaves behind, and how a classifier comes back from it."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import safetensors.torch
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+import finetune
+from finetune.config import TrainConfig
+from finetune.data.manifest import Manifest
+from finetune.errors import FinetuneError, nearest
+from finetune.files import replacing, sha256, write_json, write_text
+from finetune.models.backbone import BackboneSpec, FeatureSet, build_empty_backbone
+from finetune.models.classifier import Classifier
+from finetune.preprocess import Preprocessing
+
+State = Literal["new", "interrupted", "finished"]
+
+
+class Result(BaseModel):
+    """`result.json`: what was trained, how well it does, what it took. Accuracies are fractions of 1."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    val_accuracy: float
+    test_accuracy: float | None
+    train_seconds: float
+    images_per_second: float
+    trainable_parameters: int
+    total_parameters: int
+    freeze: str
+    backbone: str
+    weights_from: str
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    features: FeatureSet
+    preprocessing: Preprocessing
+    image_size: int
+    classes: tuple[str, ...]
+    photos: dict[str, int]
+    skipped: int
+    dataset: str
+    seed: int
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run folder. Every file in it is whole or absent."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def manifest(self) -> Path:
+        return self.path / "manifest.csv"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def features(self) -> Path:
+        return self.path / "features"
+
+    @property
+    def weights(self) -> Path:
+        return self.path / "weights.safetensors"
+
+    @property
+    def colour_pca(self) -> Path:
+        return self.path / "colour_pca.json"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.csv"
+
+    @property
+    def result(self) -> Path:
+        return self.path / "result.json"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report.html"
+
+    def begin(self, config: TrainConfig) -> State:
+        """Claim the folder for this configuration; raises FinetuneError where it holds another run, or no run."""
+        wanted = config.model_dump(mode="json")
+        if self.config.is_file():
+            difference = _first_difference(yaml.safe_load(self.config.read_text(encoding="utf-8")), wanted)
+            if difference:
+                raise FinetuneError(
+                    f"output={self.path} holds another run: {difference}; choose another output=, or delete that folder"
+                )
+            return "finished" if self.result.is_file() else "interrupted"
+        if self.path.is_file() or (self.path.is_dir() and any(self.path.iterdir())):
+            raise FinetuneError(f"output={self.path} exists and is no run folder; choose another output=")
+        write_text(self.config, yaml.safe_dump(wanted, sort_keys=False))
+        return "new"
+
+    def save_weights(self, classifier: Classifier) -> None:
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in classifier.state_dict().items()}
+        with replacing(self.weights) as beside:
+            safetensors.torch.save_file(tensors, beside)
+
+    def save_result(self, result: Result) -> None:
+        write_json(self.result, result.model_dump(mode="json"))
+
+
+class FinishedRun:
+    """A run whose result is there, opened for evaluation or export."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises FinetuneError where `path` is no run, or one that has not finished."""
+        self.files = Run(path)
+        if not self.files.config.is_file():
+            beside = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+            hint = nearest(path.name, beside) if not path.is_dir() else "; it has no config.yaml"
+            raise FinetuneError(f"run={path} is no run folder of `finetune train`{hint}")
+        if not self.files.result.is_file():
+            raise FinetuneError(f"run={path} has not finished; the same `finetune train` command resumes it")
+        try:
+            self.result = Result.model_validate_json(self.files.result.read_text(encoding="utf-8"))
+        except ValidationError as error:
+            raise FinetuneError(f"{self.files.result} is damaged: {error.errors()[0]['msg']}") from None
+        self.root = Path(yaml.safe_load(self.files.config.read_text(encoding="utf-8"))["data"]["root"])
+
+    @cached_property
+    def manifest(self) -> Manifest:
+        return Manifest.load(self.files.manifest, self.root)
+
+    @cached_property
+    def weights_sha256(self) -> str:
+        return sha256(self.files.weights)
+
+    def classifier(self) -> Classifier:
+        """Rebuild the trained network, in eval mode."""
+        result = self.result
+        spec = BackboneSpec(result.backbone, result.image_size, result.mean, result.std)
+        backbone = build_empty_backbone(result.backbone, result.image_size)
+        classifier = Classifier(spec, backbone, result.features, len(result.classes))
+        try:
+            classifier.load_state_dict(safetensors.torch.load_file(self.files.weights))
+        except (OSError, safetensors.SafetensorError) as error:
+            raise FinetuneError(f"{self.files.weights} cannot be read: {error}") from None
+        return classifier.eval()
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that decide a run's numbers."""
+    packages = ("torch", "timm", "pytorch-lightning", "albumentations", "numpy", "pillow", "onnxruntime-gpu")
+    installed = {}
+    for package in packages:
+        name = package if package != "onnxruntime-gpu" else _onnxruntime_distribution()
+        installed[name] = version(name)
+    return {"finetune-service": finetune.__version__, "python": platform.python_version(), **installed}
+
+
+def _onnxruntime_distribution() -> str:
+    from importlib.metadata import PackageNotFoundError
+
+    try:
+        version("onnxruntime-gpu")
+    except PackageNotFoundError:
+        return "onnxruntime"
+    return "onnxruntime-gpu"
+
+
+def _first_difference(there: Any, here: Any, key: str = "") -> str:
+    """Name the first key in which two configurations differ; `output` may be spelt in other ways."""
+    if isinstance(there, Mapping) and isinstance(here, Mapping):
+        for name in dict.fromkeys((*there, *here)):
+            if not key and name == "output":
+                continue
+            difference = _first_difference(there.get(name), here.get(name), f"{key}.{name}".lstrip("."))
+            if difference:
+                return difference
+        return ""
+    return "" if there == here else f"{key} is {there} there and {here} here"
