@@ -112,9 +112,8 @@ def _through_hydra(name: str, arguments: list[str]) -> None:
 def _execute(name: str, values: dict[str, Any]) -> None:
     command = COMMANDS[name]
     parsed = config.parse(command.schema, values)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    for chatty in ("httpx", "torch.onnx", "onnxscript", "onnx_ir", "PIL"):
-        logging.getLogger(chatty).setLevel(logging.ERROR)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("finetune").setLevel(logging.INFO)
     print(importlib.import_module(command.module).main(parsed), flush=True)
 
 

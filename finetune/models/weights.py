@@ -9,6 +9,7 @@ import re
 import socket
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import safetensors.torch
@@ -148,7 +149,8 @@ def _timm_name(name: str, places: list[tuple[str, dict[str, str]]]) -> str:
 def _load_exactly(model: nn.Module, state: StateDict, origin: str) -> None:
     """Load every backbone tensor, checking names and shapes; only the classifier may be absent or of another size."""
     wanted = model.state_dict()
-    classifier = model.get_classifier(name_only=True)  # type: ignore[operator]  # every timm model has it
+    configured: Any = model.pretrained_cfg
+    classifier = configured.get("classifier") or ()
     prefixes = tuple(f"{name}." for name in ([classifier] if isinstance(classifier, str) else classifier))
     required = [name for name in wanted if not name.startswith(prefixes)]
     missing = [name for name in required if name not in state]

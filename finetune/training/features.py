@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from finetune.data.manifest import Manifest, Photo
 from finetune.files import digest, replacing
-from finetune.models.backbone import Backbone, BackboneSpec
+from finetune.models.backbone import Backbone, BackboneSpec, FeatureSet
 from finetune.models.classifier import Normalise
 from finetune.models.graph import INPUT, quick_graph
 from finetune.parallel import ordered_map
@@ -39,6 +39,10 @@ class KeptFeatures:
         self.module = _AllFeatures(spec, backbone).eval()
         self.weights = _weights_digest(self.module)
         self._run: Callable[[NDArray[np.uint8]], Features] | None = None
+
+    def columns(self, features: FeatureSet) -> slice:
+        """Where a feature set lies among the columns that `of` returns."""
+        return self.module.backbone.columns(features)
 
     def of(self, manifest: Manifest, photos: Sequence[Photo], purpose: str) -> Features:
         """Return (N, F) float32, computing only what was not computed before."""
@@ -66,7 +70,7 @@ class KeptFeatures:
         """onnxruntime is several times as fast as torch here."""
         graph = quick_graph(self.module, self.preprocessing.image_size, output="features")
         session = open_session(graph, device="cpu").ort
-        return lambda images: session.run(None, {INPUT: images})[0]  # type: ignore[no-any-return]
+        return lambda images: session.run(None, {INPUT: images})[0]
 
     def _on_gpu(self) -> Callable[[NDArray[np.uint8]], Features]:
         module = self.module.to(self.device)

@@ -35,8 +35,8 @@ def fit_linear(
 ) -> list[LinearFit]:
     """Fit one classifier for each weight of the L2 penalty, in the order given.
 
-    Minimises mean cross-entropy + l2 / 2 * |weight|^2 on standardised features. The strongest penalty is fitted first, and
-    each fit starts from the one before it. A class absent from `targets` gets a low, finite score.
+    Minimises mean cross-entropy + l2 / 2 * |weight|^2 on standardised features. The strongest penalty is fitted first,
+    and each fit starts from the one before it. A class absent from `targets` gets a low, finite score.
     """
     raw = torch.from_numpy(features)
     mean = raw.mean(0)
@@ -69,6 +69,6 @@ def _minimise(features: Tensor, targets: Tensor, weight: Tensor, bias: Tensor, l
         optimizer.zero_grad()
         value = functional.cross_entropy(features @ weight.T + bias, targets) + l2 / 2 * weight.square().sum()
         value.backward()  # type: ignore[no-untyped-call]
-        return float(value)
+        return value.item()
 
-    optimizer.step(loss)
+    optimizer.step(loss)  # type: ignore[no-untyped-call]

@@ -1,0 +1,34 @@
+"""Class scores of many photos, in torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from finetune.models.classifier import Classifier
+from finetune.parallel import ordered_map
+from finetune.preprocess import Preprocessing, load_pixels
+from finetune.progress import track
+
+# On a CPU the activations of a few photos stay in the cache: larger batches are slower.
+CPU_BATCH, GPU_BATCH = 4, 64
+
+
+def score_with_torch(classifier: Classifier, preprocessing: Preprocessing, paths: Sequence[Path]) -> Tensor:
+    """Return logits (N, classes) of photos in order, on the CPU; the classifier runs where it is, in eval mode."""
+    classifier.eval()
+    device = classifier.temperature.device
+    size = GPU_BATCH if device.type == "cuda" else CPU_BATCH
+    pixels = ordered_map(lambda path: load_pixels(path, preprocessing), paths)
+    shown = iter(track(pixels, "scoring photos", total=len(paths)))
+    logits = []
+    with torch.inference_mode():
+        while batch := list(islice(shown, size)):
+            images = torch.from_numpy(np.stack(batch)).to(device)
+            logits.append(classifier(images).float().cpu())
+    return torch.cat(logits)

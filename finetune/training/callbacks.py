@@ -1,0 +1,45 @@
+"""What happens around the epochs: lines in a log, rows of metrics."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+import pytorch_lightning as pl
+
+from finetune.training.fitted import Metrics
+
+log = logging.getLogger(__name__)
+
+MEASURED = ("train_loss", "val_loss", "val_accuracy")
+
+
+class EpochRows(pl.Callback):
+    """Collects one row of metrics an epoch, and says it in one line; rows survive a resume in the checkpoint."""
+
+    def __init__(self) -> None:
+        self.rows: list[Metrics] = []
+        self.started = time.monotonic()
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.started = time.monotonic()
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        row: Metrics = {"epoch": trainer.current_epoch}
+        row |= {name: round(float(trainer.callback_metrics[name]), 6) for name in MEASURED}
+        row["seconds"] = round(time.monotonic() - self.started, 2)
+        self.rows.append(row)
+        log.info(
+            "epoch %d of at most %s: training loss %.4f, validation loss %.4f, accuracy %.1f %%",
+            trainer.current_epoch + 1,
+            trainer.max_epochs,
+            row["train_loss"],
+            row["val_loss"],
+            100 * float(row["val_accuracy"]),
+        )
+
+    def state_dict(self) -> dict[str, list[Metrics]]:
+        return {"rows": self.rows}
+
+    def load_state_dict(self, state_dict: dict[str, list[Metrics]]) -> None:
+        self.rows = list(state_dict["rows"])

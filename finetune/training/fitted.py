@@ -1,0 +1,33 @@
+"""What every way of training hands back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from finetune.data.manifest import Photo
+from finetune.models.classifier import Classifier
+from finetune.preprocess import Preprocessing
+
+# One line of metrics.csv: what was tried or which epoch, and how it did.
+Metrics = dict[str, float | int | str]
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A trained and calibrated classifier.
+
+    weights_from: origin of the pretrained weights; photos_seen: how many passed through the backbone; score: logits
+    (N, classes) of photos, by the cheapest faithful way.
+    """
+
+    classifier: Classifier
+    preprocessing: Preprocessing
+    weights_from: str
+    val_accuracy: float
+    trainable_parameters: int
+    photos_seen: int
+    metrics: list[Metrics]
+    score: Callable[[Sequence[Photo]], Tensor]

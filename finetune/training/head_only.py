@@ -1,0 +1,142 @@
+"""freeze=head: choose image size, features and penalty of a linear head on a frozen backbone."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from finetune.config import TrainConfig
+from finetune.data.manifest import Manifest, Photo
+from finetune.models.backbone import BackboneSpec, FeatureSet, build_backbone, takes_any_size
+from finetune.models.classifier import Classifier
+from finetune.preprocess import Preprocessing
+from finetune.run import Run
+from finetune.training.features import Features, KeptFeatures
+from finetune.training.fitted import Fitted, Metrics
+from finetune.training.probe import LinearFit, fit_linear, fit_temperature
+
+log = logging.getLogger(__name__)
+
+FEATURE_SETS: tuple[FeatureSet, ...] = ("last", "stages", "all")
+# Sizes are rounded to what most backbones shrink a photo by.
+SIZE_STEP = 32
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One head that was tried, judged on the validation photos."""
+
+    image_size: int
+    features: FeatureSet
+    l2: float
+    val_accuracy: float
+    val_loss: float
+    fit: LinearFit
+
+    @property
+    def rank(self) -> tuple[float, float]:
+        return (self.val_accuracy, -self.val_loss)
+
+
+def fit_head(config: TrainConfig, spec: BackboneSpec, manifest: Manifest, run: Run, device: torch.device) -> Fitted:
+    """Try every size, feature set and penalty; refit the best on training and validation photos together."""
+    train, val = manifest.of("train"), manifest.of("val")
+    candidates: list[Candidate] = []
+    metrics: list[Metrics] = []
+    kept: dict[int, KeptFeatures] = {}
+    for size in image_sizes(config, spec):
+        started = time.monotonic()
+        backbone, weights_from = build_backbone(spec.name, size, config.model.weights)
+        preprocessing = Preprocessing(image_size=size, fit=config.data.fit)
+        kept[size] = KeptFeatures(spec, backbone, preprocessing, device, run.features)
+        features = kept[size].of(manifest, train + val, "training")
+        tried = _try_all(config, manifest, kept[size], features)
+        seconds = time.monotonic() - started
+        candidates += tried
+        metrics += [_row(candidate, seconds) for candidate in tried]
+        best = max(tried, key=lambda candidate: candidate.rank)
+        log.info("%d px: validation accuracy %.1f %% in %.0f s", size, 100 * best.val_accuracy, seconds)
+    chosen = max(candidates, key=lambda candidate: candidate.rank)
+    log.info("chosen: %d px, features=%s, l2=%g; refitting", chosen.image_size, chosen.features, chosen.l2)
+    source = kept[chosen.image_size]
+    classifier = _build(config, spec, manifest, source, chosen)
+
+    def score(photos: Sequence[Photo]) -> torch.Tensor:
+        features = source.of(manifest, photos, "test")[:, source.columns(chosen.features)]
+        with torch.inference_mode():
+            logits: torch.Tensor = classifier.head(torch.from_numpy(np.ascontiguousarray(features)))
+        return logits
+
+    return Fitted(
+        classifier=classifier,
+        preprocessing=source.preprocessing,
+        weights_from=weights_from,
+        val_accuracy=chosen.val_accuracy,
+        trainable_parameters=sum(parameter.numel() for parameter in classifier.head.parameters()),
+        photos_seen=len(train + val) * len(kept),
+        metrics=metrics,
+        score=score,
+    )
+
+
+def image_sizes(config: TrainConfig, spec: BackboneSpec) -> list[int]:
+    """Return the sizes to try in px, smallest first."""
+    if config.data.image_size != "auto":
+        return [config.data.image_size]
+    if not takes_any_size(spec.name):
+        return [spec.image_size]
+    rounded = {round(spec.image_size * factor / SIZE_STEP) * SIZE_STEP for factor in config.probe.size_factors}
+    return sorted({max(SIZE_STEP, size) for size in rounded})
+
+
+def _try_all(config: TrainConfig, manifest: Manifest, kept: KeptFeatures, features: Features) -> list[Candidate]:
+    train, val = manifest.of("train"), manifest.of("val")
+    targets = manifest.targets(train)
+    wanted = torch.tensor(manifest.targets(val))
+    candidates = []
+    for name in FEATURE_SETS if config.model.features == "auto" else (config.model.features,):
+        columns = np.ascontiguousarray(features[:, kept.columns(name)])
+        fits = fit_linear(columns[: len(train)], targets, len(manifest.classes), config.probe.l2)
+        for l2, fit in zip(config.probe.l2, fits, strict=True):
+            logits = fit.logits(columns[len(train) :])
+            accuracy = (logits.argmax(1) == wanted).double().mean().item()
+            loss = functional.cross_entropy(logits, wanted).item()
+            candidates.append(Candidate(kept.preprocessing.image_size, name, l2, accuracy, loss, fit))
+    return candidates
+
+
+def _build(
+    config: TrainConfig, spec: BackboneSpec, manifest: Manifest, kept: KeptFeatures, chosen: Candidate
+) -> Classifier:
+    """Make the chosen head, refitted with the validation photos, part of the network."""
+    train, val = manifest.of("train"), manifest.of("val")
+    features = kept.of(manifest, train + val, "training")[:, kept.columns(chosen.features)]
+    columns = np.ascontiguousarray(features)
+    # calibrated on photos that this head has not seen; the refitted one has seen them all
+    temperature = fit_temperature(chosen.fit.logits(columns[len(train) :]), manifest.targets(val))
+    (refit,) = fit_linear(columns, manifest.targets(train + val), len(manifest.classes), [chosen.l2])
+    classifier = Classifier(spec, kept.module.backbone.cpu(), chosen.features, len(manifest.classes))
+    with torch.no_grad():
+        classifier.head.mean.copy_(refit.mean)
+        classifier.head.scale.copy_(refit.scale)
+        classifier.head.linear.weight.copy_(refit.weight)
+        classifier.head.linear.bias.copy_(refit.bias)
+        classifier.temperature.fill_(temperature)
+    return classifier.eval()
+
+
+def _row(candidate: Candidate, seconds: float) -> Metrics:
+    return {
+        "image_size": candidate.image_size,
+        "features": candidate.features,
+        "l2": candidate.l2,
+        "val_accuracy": round(candidate.val_accuracy, 6),
+        "val_loss": round(candidate.val_loss, 6),
+        "seconds": round(seconds, 2),
+    }

@@ -1,0 +1,131 @@
+"""freeze=partial and full: train layers of the backbone with Lightning."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint, RichProgressBar
+from pytorch_lightning.utilities.warnings import PossibleUserWarning
+from torch import Tensor
+
+from finetune.config import TrainConfig
+from finetune.data.augmentation import Augmentation
+from finetune.data.datamodule import PhotoData
+from finetune.data.manifest import Manifest, Photo
+from finetune.data.pca import ColourPCA, fit_colour_pca
+from finetune.evaluation.scoring import score_with_torch
+from finetune.files import write_text
+from finetune.models.backbone import BackboneSpec, build_backbone
+from finetune.models.classifier import Classifier
+from finetune.models.freezing import Depth, apply_freezing, trainable_names
+from finetune.preprocess import Preprocessing
+from finetune.progress import track
+from finetune.run import Run
+from finetune.training.callbacks import EpochRows
+from finetune.training.fitted import Fitted
+from finetune.training.module import FineTuner
+from finetune.training.probe import fit_temperature
+
+log = logging.getLogger(__name__)
+
+
+def fit_layers(
+    config: TrainConfig, depth: Depth, spec: BackboneSpec, manifest: Manifest, run: Run, device: torch.device
+) -> Fitted:
+    """Fine-tune, stop early, and return the best epoch's weights; resumes from checkpoints/last.ckpt."""
+    size = spec.image_size if config.data.image_size == "auto" else config.data.image_size
+    preprocessing = Preprocessing(image_size=size, fit=config.data.fit)
+    classifier, weights_from = _build(config, spec, manifest, size)
+    trainable = trainable_names(classifier, depth, config.freeze.top_groups)
+    components = _colour_pca(manifest, run) if config.augment.pca_sigma > 0 else None
+    augmentation = Augmentation(config.augment, size, components)
+    data = PhotoData(
+        manifest, preprocessing, augmentation, config.data.batch_size, config.data.num_workers, config.seed
+    )
+    rows = EpochRows()
+    best = ModelCheckpoint(
+        run.checkpoints, filename="best", monitor="val_loss", save_last=True, enable_version_counter=False
+    )
+    trainer = _trainer(config, run, device, [rows, best, EarlyStopping("val_loss", patience=config.trainer.patience)])
+    _fit(trainer, FineTuner(classifier, trainable, config.optimizer, config.schedule), data, run)
+    _load_best(classifier, Path(best.best_model_path), trainable)
+    classifier.to(device)
+
+    def score(photos: Sequence[Photo]) -> Tensor:
+        return score_with_torch(classifier, preprocessing, manifest.paths(tuple(photos)))
+
+    val = manifest.of("val")
+    logits, targets = score(val), manifest.targets(val)
+    classifier.temperature.fill_(fit_temperature(logits, targets))
+    return Fitted(
+        classifier=classifier,
+        preprocessing=preprocessing,
+        weights_from=weights_from,
+        val_accuracy=(logits.argmax(1) == torch.tensor(targets)).double().mean().item(),
+        trainable_parameters=sum(p.numel() for name, p in classifier.named_parameters() if name in trainable),
+        photos_seen=len(manifest.of("train")) * len(rows.rows),
+        metrics=rows.rows,
+        score=score,
+    )
+
+
+def _build(config: TrainConfig, spec: BackboneSpec, manifest: Manifest, size: int) -> tuple[Classifier, str]:
+    backbone, weights_from = build_backbone(spec.name, size, config.model.weights)
+    features = "last" if config.model.features == "auto" else config.model.features
+    classifier = Classifier(spec, backbone, features, len(manifest.classes))
+    # a step takes two thirds of the time in this layout on a CPU; its photos come as (N, H, W, 3) anyway
+    classifier.to(memory_format=torch.channels_last)
+    return classifier, weights_from
+
+
+def _colour_pca(manifest: Manifest, run: Run) -> ColourPCA:
+    if not run.colour_pca.is_file():
+        paths = manifest.paths(manifest.of("train"))
+        components = fit_colour_pca(track(paths, "colours of the training photos", total=len(paths)))
+        write_text(run.colour_pca, components.model_dump_json(indent=2) + "\n")
+    return ColourPCA.model_validate_json(run.colour_pca.read_text(encoding="utf-8"))
+
+
+def _trainer(config: TrainConfig, run: Run, device: torch.device, callbacks: list[Callback]) -> pl.Trainer:
+    on_terminal = sys.stderr.isatty()
+    return pl.Trainer(
+        max_epochs=config.trainer.max_epochs,
+        accelerator="gpu" if device.type == "cuda" else "cpu",
+        devices=1,
+        precision=config.trainer.precision,
+        callbacks=[*callbacks, RichProgressBar()] if on_terminal else callbacks,
+        enable_progress_bar=on_terminal,
+        enable_model_summary=False,
+        logger=False,
+        num_sanity_val_steps=0,
+        default_root_dir=run.path,
+    )
+
+
+def _fit(trainer: pl.Trainer, module: FineTuner, data: PhotoData, run: Run) -> None:
+    last = run.checkpoints / "last.ckpt"
+    for name in ("pytorch_lightning", "lightning_fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        # Lightning's advice on worker counts and logging intervals, which are ours to choose
+        warnings.filterwarnings("ignore", category=PossibleUserWarning)
+        try:
+            if last.is_file():
+                log.info("resuming from %s", last)
+            trainer.fit(module, datamodule=data, ckpt_path=str(last) if last.is_file() else None, weights_only=True)
+        except SystemExit:
+            # Lightning turns Ctrl-C into exit code 1; the command line has its own for it
+            raise KeyboardInterrupt from None
+
+
+def _load_best(classifier: Classifier, checkpoint: Path, trainable: frozenset[str]) -> None:
+    state = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
+    classifier.load_state_dict({name.removeprefix("classifier."): tensor for name, tensor in state.items()})
+    apply_freezing(classifier, trainable)
+    classifier.eval()

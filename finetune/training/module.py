@@ -1,0 +1,89 @@
+"""The LightningModule: a classifier of which some layers train."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from finetune.config import OptimizerConfig, ScheduleConfig
+from finetune.models.classifier import Classifier
+from finetune.models.freezing import apply_freezing
+
+Batch = tuple[Tensor, Tensor]
+
+
+class FineTuner(pl.LightningModule):
+    """Trains the named parameters of a classifier with cross-entropy; the rest stays bit-identical."""
+
+    def __init__(
+        self,
+        classifier: Classifier,
+        trainable: frozenset[str],
+        optimizer: OptimizerConfig,
+        schedule: ScheduleConfig,
+    ) -> None:
+        super().__init__()
+        self.classifier, self.trainable = classifier, trainable
+        self.optimizer_config, self.schedule_config = optimizer, schedule
+
+    def train(self, mode: bool = True) -> FineTuner:
+        """Every way back to training mode, Lightning's included, leaves the frozen parts in eval mode."""
+        super().train(mode)
+        if mode:
+            apply_freezing(self.classifier, self.trainable)
+        return self
+
+    def on_train_epoch_start(self) -> None:
+        # from the configuration and not from a checkpoint, so that a resumed run is frozen as it was
+        apply_freezing(self.classifier, self.trainable)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        images, targets = batch
+        loss = functional.cross_entropy(self.classifier(images), targets)
+        self.log("train_loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(images))
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        images, targets = batch
+        logits = self.classifier(images)
+        measured = {
+            "val_loss": functional.cross_entropy(logits, targets),
+            "val_accuracy": (logits.argmax(1) == targets).float().mean(),
+        }
+        self.log_dict(measured, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(images))
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self._optimizer()
+        if self.schedule_config.name == "none" and self.schedule_config.warmup_fraction == 0:
+            return optimizer
+        total = int(self.trainer.estimated_stepping_batches)
+        warmup = math.ceil(self.schedule_config.warmup_fraction * total)
+
+        def factor(step: int) -> float:
+            if step < warmup:
+                return (step + 1) / (warmup + 1)
+            if self.schedule_config.name == "none":
+                return 1.0
+            return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
+
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _optimizer(self) -> torch.optim.Optimizer:
+        """Build all parameter groups once, frozen parameters included: without a gradient they are not touched."""
+        config = self.optimizer_config
+        parameters = list(self.classifier.parameters())
+        groups = [
+            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
+            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+        if config.name == "sgd":
+            return torch.optim.SGD(
+                groups, lr=config.learning_rate, momentum=config.momentum, nesterov=config.momentum > 0
+            )
+        return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(config.momentum, 0.999))

@@ -1,0 +1,140 @@
+"""`finetune train`: from a folder of photos to a run folder."""
+
+from __future__ import annotations
+
+import csv
+import logging
+import time
+from typing import Literal
+
+import pytorch_lightning as pl
+import torch
+
+from finetune.config import FreezeConfig, TrainConfig
+from finetune.data.manifest import Manifest, read_manifest, summarise_skipped
+from finetune.errors import FinetuneError
+from finetune.evaluation.metrics import Scores, measure
+from finetune.evaluation.report import write_report
+from finetune.files import replacing
+from finetune.models.backbone import BackboneSpec, describe_backbone
+from finetune.models.freezing import Depth
+from finetune.run import FinishedRun, Result, Run, versions
+from finetune.training.fitted import Fitted, Metrics
+from finetune.training.head_only import fit_head
+from finetune.training.layers import fit_layers
+
+log = logging.getLogger(__name__)
+
+
+def main(config: TrainConfig) -> str:
+    """Train as configured, or finish what was interrupted; returns what came of it."""
+    config = config.model_copy(update={"data": config.data.model_copy(update={"root": config.data.root.absolute()})})
+    spec = describe_backbone(config.model.backbone)
+    run = Run(config.output)
+    manifest = None if run.config.is_file() else _read(config)
+    state = run.begin(config)
+    if state == "finished":
+        return f"already finished: {run.path}\n{summarise(FinishedRun(run.path).result)}"
+    manifest = manifest or _read(config)
+    manifest.save(run.manifest)
+    started = time.monotonic()
+    depth = choose_depth(config.freeze, len(manifest.of("train")))
+    log.info("%d training photos: freeze=%s", len(manifest.of("train")), depth)
+    pl.seed_everything(config.seed, workers=True, verbose=False)
+    device = _device(config.trainer.accelerator)
+    fitted = (
+        fit_head(config, spec, manifest, run, device)
+        if depth == "head"
+        else fit_layers(config, depth, spec, manifest, run, device)
+    )
+    seconds = time.monotonic() - started
+    result = _finish(config, spec, manifest, run, depth, fitted, seconds)
+    lines = [summarise(result), f"report: {run.report}", f"next: finetune export run={run.path} output=models"]
+    return "\n".join(lines)
+
+
+def choose_depth(freeze: FreezeConfig, training_photos: int) -> Depth:
+    """Return how deep to train: as told, or by the number of photos to learn from."""
+    if freeze.mode != "auto":
+        return freeze.mode
+    if training_photos < freeze.head_below:
+        return "head"
+    return "partial" if training_photos < freeze.full_from else "full"
+
+
+def summarise(result: Result) -> str:
+    """Return the figures a person wants first."""
+    tested = "" if result.test_accuracy is None else f", test accuracy {100 * result.test_accuracy:.1f} %"
+    return (
+        f"validation accuracy {100 * result.val_accuracy:.1f} %{tested}; "
+        f"{result.backbone} at {result.image_size} px, freeze={result.freeze}, {result.train_seconds:.0f} s"
+    )
+
+
+def _read(config: TrainConfig) -> Manifest:
+    data = config.data
+    manifest = read_manifest(data.root, data.val_fraction, data.test_fraction, config.seed)
+    if manifest.skipped:
+        log.warning("%s", summarise_skipped(manifest.skipped))
+    return manifest
+
+
+def _device(accelerator: Literal["auto", "cpu", "gpu"]) -> torch.device:
+    if accelerator == "gpu" and not torch.cuda.is_available():
+        raise FinetuneError("trainer.accelerator=gpu, but torch finds no CUDA GPU here; use auto or cpu")
+    return torch.device("cuda" if accelerator != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def _finish(
+    config: TrainConfig,
+    spec: BackboneSpec,
+    manifest: Manifest,
+    run: Run,
+    depth: Depth,
+    fitted: Fitted,
+    seconds: float,
+) -> Result:
+    """Measure on the test photos and write what the run leaves behind, result.json last."""
+    test = manifest.of("test")
+    scores = _measure(fitted, manifest) if test else None
+    run.save_weights(fitted.classifier)
+    _save_metrics(run, fitted.metrics)
+    result = Result(
+        val_accuracy=fitted.val_accuracy,
+        test_accuracy=scores.accuracy if scores else None,
+        train_seconds=round(seconds, 2),
+        images_per_second=round(fitted.photos_seen / seconds, 2),
+        trainable_parameters=fitted.trainable_parameters,
+        total_parameters=sum(parameter.numel() for parameter in fitted.classifier.parameters()),
+        freeze=depth,
+        backbone=spec.name,
+        weights_from=fitted.weights_from,
+        mean=spec.mean,
+        std=spec.std,
+        features=fitted.classifier.features,
+        preprocessing=fitted.preprocessing,
+        image_size=fitted.preprocessing.image_size,
+        classes=manifest.classes,
+        photos={split: len(manifest.of(split)) for split in ("train", "val", "test")},
+        skipped=len(manifest.skipped),
+        dataset=manifest.fingerprint(),
+        seed=config.seed,
+        versions=versions(),
+    )
+    write_report(run.report, result, manifest, scores, fitted.metrics)
+    run.save_result(result)
+    return result
+
+
+def _measure(fitted: Fitted, manifest: Manifest) -> Scores:
+    test = manifest.of("test")
+    logits = fitted.score(test)
+    probabilities = torch.softmax(logits / fitted.classifier.temperature.cpu(), dim=1)
+    return measure(probabilities.numpy(), manifest.targets(test), manifest.classes, test)
+
+
+def _save_metrics(run: Run, rows: list[Metrics]) -> None:
+    with replacing(run.metrics) as beside, beside.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
