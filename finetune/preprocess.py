@@ -20,6 +20,9 @@ from finetune.errors import ImageError
 
 Pixels = NDArray[np.uint8]
 
+# Pillow registers its rarer formats only when the common ones have failed; a list of accepted formats needs them named.
+Image.init()
+
 MAX_PIXELS = 100_000_000
 # Below this ratio of decoded to wanted size, JPEG's own reduced decoding would cost sharpness.
 DRAFT_GAP = 2

@@ -45,7 +45,8 @@ class Scores:
     @property
     def answers(self) -> NDArray[np.intp]:
         """The most probable class number of each photo."""
-        return np.argmax(self.probabilities, axis=1)
+        numbers: NDArray[np.intp] = self.probabilities.argmax(axis=1)
+        return numbers
 
 
 def measure(

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from finetune.models.allocator import keep_freed_memory
 from finetune.models.classifier import Classifier
 from finetune.parallel import ordered_map
 from finetune.preprocess import Preprocessing, load_pixels
@@ -21,8 +22,10 @@ CPU_BATCH, GPU_BATCH = 4, 64
 
 def score_with_torch(classifier: Classifier, preprocessing: Preprocessing, paths: Sequence[Path]) -> Tensor:
     """Return logits (N, classes) of photos in order, on the CPU; the classifier runs where it is, in eval mode."""
-    classifier.eval()
+    classifier.eval().to(memory_format=torch.channels_last)
     device = classifier.temperature.device
+    if device.type == "cpu":
+        keep_freed_memory()
     size = GPU_BATCH if device.type == "cuda" else CPU_BATCH
     pixels = ordered_map(lambda path: load_pixels(path, preprocessing), paths)
     shown = iter(track(pixels, "scoring photos", total=len(paths)))

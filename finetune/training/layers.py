@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
+from lightning_fabric.utilities.warnings import PossibleUserWarning
 from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint, RichProgressBar
-from pytorch_lightning.utilities.warnings import PossibleUserWarning
 from torch import Tensor
 
 from finetune.config import TrainConfig
@@ -21,6 +21,7 @@ from finetune.data.manifest import Manifest, Photo
 from finetune.data.pca import ColourPCA, fit_colour_pca
 from finetune.evaluation.scoring import score_with_torch
 from finetune.files import write_text
+from finetune.models.allocator import keep_freed_memory
 from finetune.models.backbone import BackboneSpec, build_backbone
 from finetune.models.classifier import Classifier
 from finetune.models.freezing import Depth, apply_freezing, trainable_names
@@ -79,6 +80,7 @@ def _build(config: TrainConfig, spec: BackboneSpec, manifest: Manifest, size: in
     backbone, weights_from = build_backbone(spec.name, size, config.model.weights)
     features = "last" if config.model.features == "auto" else config.model.features
     classifier = Classifier(spec, backbone, features, len(manifest.classes))
+    keep_freed_memory()
     # a step takes two thirds of the time in this layout on a CPU; its photos come as (N, H, W, 3) anyway
     classifier.to(memory_format=torch.channels_last)
     return classifier, weights_from

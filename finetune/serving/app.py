@@ -1,0 +1,207 @@
+"""The HTTP interface."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from importlib.resources import files
+from typing import Annotated, Any
+
+import numpy as np
+from fastapi import FastAPI, Query, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.openapi.docs import get_swagger_ui_html
+from fastapi.responses import HTMLResponse, JSONResponse
+from pydantic import BaseModel
+from starlette.datastructures import Headers, UploadFile
+from starlette.exceptions import HTTPException
+from starlette.middleware.body_limit import RequestBodyLimitMiddleware
+from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp, Receive, Scope, Send
+from swagger_ui_bundle import swagger_ui_path
+
+import finetune
+from finetune.errors import ImageError
+from finetune.parallel import usable_cores
+from finetune.preprocess import Pixels
+from finetune.serving.predictor import Prediction
+from finetune.serving.served import Served
+
+log = logging.getLogger(__name__)
+
+PAGE_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
+    "img-src blob: data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+}
+BODY = {
+    "requestBody": {
+        "required": True,
+        "description": "one image as it is, or multipart/form-data with one part a photo, under any name",
+        "content": {
+            "image/*": {"schema": {"type": "string", "format": "binary"}},
+            "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "properties": {"photos": {"type": "array", "items": {"type": "string", "format": "binary"}}},
+                }
+            },
+        },
+    }
+}
+
+
+class Answer(BaseModel):
+    """One prediction a photo, in the order of the request."""
+
+    model: str
+    version: str
+    predictions: list[Prediction]
+
+
+class Problem(BaseModel):
+    """Every error of this server has this body."""
+
+    error: str
+
+
+def create_app(served: Served, max_body_mb: float, max_photos: int) -> FastAPI:
+    """Build the application over models that may still be loading; `served.start` is called at startup."""
+    decoding = ThreadPoolExecutor(usable_cores(), "decode")
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        served.start()
+        yield
+        decoding.shutdown(wait=True, cancel_futures=True)
+
+    problems: dict[int | str, dict[str, Any]] = {status: {"model": Problem} for status in (400, 404, 413, 422, 503)}
+    app = FastAPI(
+        title="finetune-service",
+        version=finetune.__version__,
+        description="Image classification with models exported by `finetune export`.",
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+    )
+    app.add_middleware(BodyLimit, max_bytes=int(max_body_mb * 1e6))
+    app.add_exception_handler(HTTPException, _as_error)
+    app.add_exception_handler(RequestValidationError, _as_wrong_parameter)
+    app.add_exception_handler(Exception, _as_fault)
+    app.mount("/docs-assets", StaticFiles(directory=swagger_ui_path))
+
+    @app.post("/predict", responses=problems, openapi_extra=BODY)
+    async def predict(
+        request: Request,
+        model: Annotated[str | None, Query(description="which model; needed only where there are several")] = None,
+        top: Annotated[int, Query(ge=1, le=1000, description="how many classes to list for each photo")] = 5,
+    ) -> Answer:
+        """Classify one photo or several."""
+        if not served.ready:
+            raise HTTPException(503, "the models are still loading", headers={"Retry-After": "1"})
+        chosen = served.choose(model)
+        photos = await _read_photos(request, max_photos)
+        loop = asyncio.get_running_loop()
+        decoded = [loop.run_in_executor(decoding, _load, chosen.predictor.load, name, raw) for name, raw in photos]
+        pixels = [await future for future in decoded]
+        unreadable = [reason for reason in pixels if isinstance(reason, str)]
+        if unreadable:
+            raise HTTPException(422, "; ".join(unreadable))
+        probabilities = await loop.run_in_executor(chosen.thread, chosen.predictor.run, np.stack(pixels))
+        predictions = [chosen.predictor.explain(row, top) for row in probabilities]
+        return Answer(model=chosen.name, version=chosen.version, predictions=predictions)
+
+    @app.get("/models")
+    async def models() -> dict[str, Any]:
+        """List the served models with their labels, input size and provider."""
+        return {"models": [model.describe() for model in served.models]}
+
+    @app.get("/healthz")
+    async def healthz() -> dict[str, str]:
+        """Answer 200 while the process lives."""
+        return {"status": "alive"}
+
+    @app.get("/readyz", responses={503: {"model": Problem}})
+    async def readyz() -> dict[str, str]:
+        """Answer 200 once every model has answered on its provider."""
+        if not served.ready:
+            raise HTTPException(503, "the models are still loading", headers={"Retry-After": "1"})
+        return {"status": "ready"}
+
+    @app.get("/", include_in_schema=False)
+    async def page() -> HTMLResponse:
+        content = files("finetune.serving").joinpath("page.html").read_text(encoding="utf-8")
+        return HTMLResponse(content, headers=PAGE_HEADERS)
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> HTMLResponse:
+        return get_swagger_ui_html(
+            openapi_url="/openapi.json",
+            title="finetune-service",
+            swagger_js_url="/docs-assets/swagger-ui-bundle.js",
+            swagger_css_url="/docs-assets/swagger-ui.css",
+            swagger_favicon_url="/docs-assets/favicon-32x32.png",
+        )
+
+    return app
+
+
+class BodyLimit:
+    """Refuses a body whose declared length is too large before reading it, and any other once it has grown too large."""
+
+    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+        self.app = RequestBodyLimitMiddleware(app, max_body_size=max_bytes)
+        self.max_bytes = max_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        declared = Headers(scope=scope).get("content-length", "") if scope["type"] == "http" else ""
+        if declared.isdecimal() and int(declared) > self.max_bytes:
+            megabytes = f"{int(declared) / 1e6:.1f} MB in one request; at most {self.max_bytes / 1e6:g} MB are taken"
+            await JSONResponse({"error": megabytes}, 413)(scope, receive, send)
+            return
+        await self.app(scope, receive, send)
+
+
+async def _read_photos(request: Request, max_photos: int) -> list[tuple[str, bytes]]:
+    """Return each photo's name and bytes, from a multipart body or a raw one."""
+    if not request.headers.get("content-type", "").startswith("multipart/"):
+        return [("the body", await request.body())]
+    photos = []
+    async with request.form(max_files=max_photos + 1, max_fields=max_photos) as form:
+        parts = [part for _, part in form.multi_items() if isinstance(part, UploadFile)]
+        if not parts:
+            raise HTTPException(422, "the form has no file; send each photo as a part with a filename")
+        if len(parts) > max_photos:
+            raise HTTPException(413, f"{len(parts)} photos in one request; at most {max_photos} are taken")
+        for number, part in enumerate(parts, start=1):
+            photos.append((part.filename or f"photo {number}", await part.read()))
+    return photos
+
+
+def _load(load: Callable[[bytes], Pixels], name: str, raw: bytes) -> Pixels | str:
+    """Return pixels, or why there are none; all photos of a request are judged before it is refused."""
+    try:
+        return load(raw)
+    except ImageError as error:
+        return f"{name}: {error}"
+
+
+async def _as_error(_: Request, problem: Exception) -> JSONResponse:
+    assert isinstance(problem, HTTPException)
+    return JSONResponse({"error": problem.detail}, problem.status_code, problem.headers)
+
+
+async def _as_wrong_parameter(_: Request, problem: Exception) -> JSONResponse:
+    assert isinstance(problem, RequestValidationError)
+    reasons = [f"{error['loc'][-1]}={error.get('input')}: {error['msg'].lower()}" for error in problem.errors()]
+    return JSONResponse({"error": "; ".join(reasons)}, 422)
+
+
+async def _as_fault(_: Request, fault: Exception) -> JSONResponse:
+    """Internals go to the log, not to the client; the exception itself is logged by the server."""
+    return JSONResponse({"error": "internal error; the server's log has the details"}, 500)

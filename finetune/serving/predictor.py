@@ -1,0 +1,70 @@
+"""From photos to answers with an exported model; the same code serves, predicts in batches and judges parity."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel
+
+from finetune.bundle import INPUT, OUTPUT
+from finetune.preprocess import Pixels, Preprocessing, load_pixels
+from finetune.runtime import Device, open_session
+
+# What cameras, phones and browsers make. Pillow's rarer decoders are no risk a server should take.
+SERVED_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "PPM")
+# Every size that is warmed up, so that no request pays for a first run of its shape.
+WARM_BATCHES = (1, 2)
+
+
+class Score(BaseModel):
+    """One class and how probable it is, 0 to 1."""
+
+    label: str
+    probability: float
+
+
+class Prediction(BaseModel):
+    """The answer for one photo; top: the most probable classes, best first."""
+
+    label: str
+    probability: float
+    top: list[Score]
+
+
+class Predictor:
+    """An open model. `run` is safe to call from several threads."""
+
+    def __init__(
+        self,
+        model: Path,
+        labels: tuple[str, ...],
+        preprocessing: Preprocessing,
+        device: Device = "auto",
+        threads: int | None = None,
+    ) -> None:
+        self.labels, self.preprocessing = labels, preprocessing
+        self.session = open_session(model, device, threads)
+
+    def warm_up(self) -> None:
+        """Run blank photos through the model on its device; raises where the device cannot do it after all."""
+        size = self.preprocessing.image_size
+        for photos in WARM_BATCHES:
+            self.run(np.zeros((photos, size, size, 3), dtype=np.uint8))
+
+    def load(self, source: Path | bytes) -> Pixels:
+        """Decode a photo to the model's input; raises ImageError with the reason."""
+        return load_pixels(source, self.preprocessing, SERVED_FORMATS)
+
+    def run(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """images: (N, image_size, image_size, 3) uint8 RGB; returns probabilities (N, classes)."""
+        (probabilities,) = self.session.ort.run([OUTPUT], {INPUT: images})
+        answers: NDArray[np.float32] = probabilities
+        return answers
+
+    def explain(self, probabilities: NDArray[np.float32], top: int) -> Prediction:
+        """probabilities: (classes,) of one photo; returns its `top` most probable classes by name."""
+        order = np.argsort(-probabilities, kind="stable")[: max(1, top)]
+        scores = [Score(label=self.labels[number], probability=float(probabilities[number])) for number in order]
+        return Prediction(label=scores[0].label, probability=scores[0].probability, top=scores)
