@@ -114,5 +114,6 @@ def _summary(bundle: Bundle) -> str:
     return (
         f"verified on {parity.photos} photos at batch sizes {', '.join(map(str, parity.batch_sizes))}: "
         f"largest difference {parity.max_difference:.1g} (limit {parity.limit:g}), "
-        f"same answer on {100 * parity.same_answer:.2f} %; accuracy {100 * parity.torch_accuracy:.1f} % in torch, {100 * parity.onnx_accuracy:.1f} % in onnxruntime"
+        f"same answer on {100 * parity.same_answer:.2f} %\n"
+        f"accuracy: {100 * parity.torch_accuracy:.1f} % in torch, {100 * parity.onnx_accuracy:.1f} % in onnxruntime"
     )

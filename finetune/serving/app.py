@@ -152,7 +152,7 @@ def create_app(served: Served, max_body_mb: float, max_photos: int) -> FastAPI:
 
 
 class BodyLimit:
-    """Refuses a body whose declared length is too large before reading it, and any other once it has grown too large."""
+    """Refuses a body of too large a declared length before reading it, any other once it has grown too large."""
 
     def __init__(self, app: ASGIApp, max_bytes: int) -> None:
         self.app = RequestBodyLimitMiddleware(app, max_body_size=max_bytes)

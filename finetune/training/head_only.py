@@ -15,10 +15,12 @@ from finetune.config import TrainConfig
 from finetune.data.manifest import Manifest, Photo
 from finetune.models.backbone import BackboneSpec, FeatureSet, build_backbone, takes_any_size
 from finetune.models.classifier import Classifier
+from finetune.models.freezing import trainable_names
 from finetune.preprocess import Preprocessing
 from finetune.run import Run
 from finetune.training.features import Features, KeptFeatures
 from finetune.training.fitted import Fitted, Metrics
+from finetune.training.module import FineTuner, quiet_trainer
 from finetune.training.probe import LinearFit, fit_linear, fit_temperature
 
 log = logging.getLogger(__name__)
@@ -66,6 +68,7 @@ def fit_head(config: TrainConfig, spec: BackboneSpec, manifest: Manifest, run: R
     log.info("chosen: %d px, features=%s, l2=%g; refitting", chosen.image_size, chosen.features, chosen.l2)
     source = kept[chosen.image_size]
     classifier = _build(config, spec, manifest, source, chosen)
+    _save_checkpoints(config, classifier, run)
 
     def score(photos: Sequence[Photo]) -> torch.Tensor:
         features = source.of(manifest, photos, "test")[:, source.columns(chosen.features)]
@@ -129,6 +132,15 @@ def _build(
         classifier.head.linear.bias.copy_(refit.bias)
         classifier.temperature.fill_(temperature)
     return classifier.eval()
+
+
+def _save_checkpoints(config: TrainConfig, classifier: Classifier, run: Run) -> None:
+    """Leave the checkpoints that other ways of training leave, so that Lightning can train on from here."""
+    trainable = trainable_names(classifier, "head", config.freeze.top_groups)
+    trainer = quiet_trainer(accelerator="cpu", enable_progress_bar=False, default_root_dir=run.path)
+    trainer.strategy.connect(FineTuner(classifier, trainable, config.optimizer, config.schedule))
+    for name in ("best.ckpt", "last.ckpt"):
+        trainer.save_checkpoint(run.checkpoints / name)
 
 
 def _row(candidate: Candidate, seconds: float) -> Metrics:

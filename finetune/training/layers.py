@@ -30,7 +30,7 @@ from finetune.progress import track
 from finetune.run import Run
 from finetune.training.callbacks import EpochRows
 from finetune.training.fitted import Fitted
-from finetune.training.module import FineTuner
+from finetune.training.module import FineTuner, quiet_trainer
 from finetune.training.probe import fit_temperature
 
 log = logging.getLogger(__name__)
@@ -96,24 +96,18 @@ def _colour_pca(manifest: Manifest, run: Run) -> ColourPCA:
 
 def _trainer(config: TrainConfig, run: Run, device: torch.device, callbacks: list[Callback]) -> pl.Trainer:
     on_terminal = sys.stderr.isatty()
-    return pl.Trainer(
+    return quiet_trainer(
         max_epochs=config.trainer.max_epochs,
         accelerator="gpu" if device.type == "cuda" else "cpu",
-        devices=1,
         precision=config.trainer.precision,
         callbacks=[*callbacks, RichProgressBar()] if on_terminal else callbacks,
         enable_progress_bar=on_terminal,
-        enable_model_summary=False,
-        logger=False,
-        num_sanity_val_steps=0,
         default_root_dir=run.path,
     )
 
 
 def _fit(trainer: pl.Trainer, module: FineTuner, data: PhotoData, run: Run) -> None:
     last = run.checkpoints / "last.ckpt"
-    for name in ("pytorch_lightning", "lightning_fabric"):
-        logging.getLogger(name).setLevel(logging.ERROR)
     with warnings.catch_warnings():
         # Lightning's advice on worker counts and logging intervals, which are ours to choose
         warnings.filterwarnings("ignore", category=PossibleUserWarning)

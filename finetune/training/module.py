@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from typing import Any
 
@@ -15,6 +16,12 @@ from finetune.models.classifier import Classifier
 from finetune.models.freezing import apply_freezing
 
 Batch = tuple[Tensor, Tensor]
+
+
+def quiet_trainer(**options: Any) -> pl.Trainer:
+    """Return a Trainer on one device that keeps Lightning's greetings and advertisements to itself."""
+    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    return pl.Trainer(devices=1, enable_model_summary=False, logger=False, num_sanity_val_steps=0, **options)
 
 
 class FineTuner(pl.LightningModule):
