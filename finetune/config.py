@@ -231,4 +231,5 @@ def _explain(schema: type[Section], problem: Any) -> str:
         return f"unknown key '{key}'{nearest(key, known)}"
     if problem["type"] == "missing":
         return f"{key} is missing: {known.get(key, '')}"
-    return f"{key}={problem['input']} is wrong: {problem['msg'].lower()} ({known.get(key, '')})"
+    reason = problem["msg"][:1].lower() + problem["msg"][1:]
+    return f"{key}={problem['input']} is wrong: {reason} ({known.get(key, '')})"

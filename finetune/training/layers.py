@@ -111,6 +111,8 @@ def _fit(trainer: pl.Trainer, module: FineTuner, data: PhotoData, run: Run) -> N
     with warnings.catch_warnings():
         # Lightning's advice on worker counts and logging intervals, which are ours to choose
         warnings.filterwarnings("ignore", category=PossibleUserWarning)
+        # and its own use of what torch deprecates
+        warnings.filterwarnings("ignore", message=".*LeafSpec", category=FutureWarning)
         try:
             if last.is_file():
                 log.info("resuming from %s", last)

@@ -1,0 +1,87 @@
+"""Small real things: 24 photos, timm's test networks, two epochs."""
+
+from __future__ import annotations
+
+import os
+
+# One thread each: the suite itself runs in parallel. Set before torch and onnxruntime read them.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parent.parent
+CLASSES = ("blue", "green", "red")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_torch_thread() -> None:
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def paint(path: Path, label: str, seed: int, size: tuple[int, int] = (80, 60)) -> Path:
+    """Save a noisy photo that shows mostly one colour."""
+    generator = np.random.default_rng(seed)
+    pixels = generator.integers(0, 90, (size[1], size[0], 3))
+    pixels[..., {"red": 0, "green": 1, "blue": 2}[label]] += 150
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(path)
+    return path
+
+
+def paint_folder(root: Path, per_class: int = 8) -> Path:
+    """Save root/CLASS/N.jpg for the three classes."""
+    for number, label in enumerate(CLASSES):
+        for index in range(per_class):
+            paint(root / label / f"{index}.jpg", label, seed=1000 * number + index)
+    return root
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """24 photos in three class folders."""
+    return paint_folder(tmp_path / "photos")
+
+
+Finetune = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def run_finetune(*words: str, **options: object) -> subprocess.CompletedProcess[str]:
+    """Run the command line in a process of its own, as a person would."""
+    return subprocess.run(  # type: ignore[call-overload,no-any-return]
+        [sys.executable, "-m", "finetune", *words], capture_output=True, text=True, timeout=300, **options
+    )
+
+
+TINY = ("model.backbone=test_resnet", "model.weights=none", "data.image_size=64", "data.num_workers=0")
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished head-only run on 24 photos, its photos beside it in `photos`."""
+    from finetune.cli import run
+
+    folder = tmp_path_factory.mktemp("tiny")
+    photos = paint_folder(folder / "photos")
+    assert run(["train", f"data.root={photos}", f"output={folder / 'run'}", *TINY]) == 0
+    return folder / "run"
+
+
+@pytest.fixture(scope="session")
+def tiny_models(tiny_run: Path) -> Path:
+    """A model repository with one bundle, `tiny`."""
+    from finetune.cli import run
+
+    models = tiny_run.parent / "models"
+    assert run(["export", f"run={tiny_run}", f"output={models}", "name=tiny"]) == 0
+    return models

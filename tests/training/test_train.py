@@ -1,0 +1,243 @@
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+import yaml
+
+from finetune.cli import run
+from finetune.config import FreezeConfig
+from finetune.run import FinishedRun
+from finetune.training.train import choose_depth
+from tests.conftest import CLASSES, TINY, paint, paint_folder
+
+LAYERS = (*TINY, "trainer.max_epochs=2", "data.batch_size=8", "trainer.accelerator=cpu")
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return dict(safetensors.torch.load_file(folder / "weights.safetensors"))
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_head_only_run_learns_three_colours_and_leaves_every_file(tiny_run: Path) -> None:
+    result = json.loads((tiny_run / "result.json").read_text())
+    assert result["val_accuracy"] == 1.0
+    assert result["test_accuracy"] == 1.0
+    assert (result["freeze"], result["backbone"], result["image_size"]) == ("head", "test_resnet", 64)
+    assert result["photos"] == {"train": 12, "val": 6, "test": 6}
+    assert 0 < result["trainable_parameters"] < result["total_parameters"]
+    assert result["train_seconds"] > 0
+    assert result["images_per_second"] > 0
+    assert {"torch", "timm", "python", "finetune-service"} <= set(result["versions"])
+    files = {path.name for path in tiny_run.iterdir()}
+    wanted = {"config.yaml", "manifest.csv", "checkpoints", "weights.safetensors", "metrics.csv", "result.json"}
+    assert wanted | {"report.html"} <= files
+    assert {path.name for path in (tiny_run / "checkpoints").iterdir()} == {"last.ckpt", "best.ckpt"}
+    assert yaml.safe_load((tiny_run / "config.yaml").read_text())["model"]["backbone"] == "test_resnet"
+    report = (tiny_run / "report.html").read_text()
+    assert "100.0 %" in report
+    assert all(label in report for label in CLASSES)
+
+
+def test_checkpoints_load_without_running_their_pickle(tiny_run: Path) -> None:
+    state = torch.load(tiny_run / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
+    for name, tensor in weights(tiny_run).items():
+        assert torch.equal(state[f"classifier.{name}"], tensor)
+
+
+def test_every_candidate_is_a_row_of_metrics(tiny_run: Path) -> None:
+    rows = table(tiny_run / "metrics.csv")
+    assert {row["features"] for row in rows} == {"last", "stages", "all"}
+    best = max(float(row["val_accuracy"]) for row in rows)
+    assert best == json.loads((tiny_run / "result.json").read_text())["val_accuracy"]
+
+
+def test_a_restored_classifier_answers_as_the_result_says(tiny_run: Path) -> None:
+    assert run(["evaluate", f"run={tiny_run}", f"output={tiny_run.parent / 'evaluation'}"]) == 0
+    rows = table(tiny_run.parent / "evaluation" / "predictions.csv")
+    assert len(rows) == 6
+    assert all(row["label"] == row["answer"] for row in rows)
+
+
+@pytest.mark.parametrize("depth", ["partial", "full"])
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_layers_train_and_only_the_planned_ones_move(
+    photos: Path, tmp_path: Path, depth: str, optimizer: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "run"
+    # the pretrained weights, so that it can be told what moved
+    file = tmp_path / "pretrained.pth"
+    import timm
+
+    torch.manual_seed(3)
+    pretrained = timm.create_model("test_resnet").state_dict()
+    torch.save(pretrained, file)
+    words = [word for word in LAYERS if not word.startswith("model.weights")]
+    words += [f"freeze={depth}", f"optimizer={optimizer}", f"model.weights={file}"]
+    words += ["optimizer.learning_rate=0.01", "freeze.top_groups=1"]
+    assert run(["train", f"data.root={photos}", f"output={output}", *words]) == 0
+    trained = {name.removeprefix("backbone.network."): tensor for name, tensor in weights(output).items()}
+    moved = {name for name in pretrained if name in trained and not torch.equal(trained[name], pretrained[name])}
+    stem = {name for name in moved if name.startswith(("conv1", "bn1"))}
+    top = {name for name in moved if name.startswith("layer4")}
+    assert top
+    assert bool(stem) == (depth == "full")
+    result = json.loads((output / "result.json").read_text())
+    assert result["freeze"] == depth
+    assert (result["trainable_parameters"] < result["total_parameters"]) == (depth == "partial")
+    rows = table(output / "metrics.csv")
+    assert [row["epoch"] for row in rows] == ["0", "1"]
+    assert (output / "colour_pca.json").is_file()
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(photos: Path, tmp_path: Path) -> None:
+    for name, seed in (("first", 0), ("again", 0), ("other", 1)):
+        words = ["train", f"data.root={photos}", f"output={tmp_path / name}", *LAYERS, "freeze=full", f"seed={seed}"]
+        assert run(words) == 0
+    first, again, other = (weights(tmp_path / name) for name in ("first", "again", "other"))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not all(torch.equal(first[name], other[name]) for name in first)
+
+
+def test_patience_stops_early(photos: Path, tmp_path: Path) -> None:
+    words = [*LAYERS[:-2], "trainer.max_epochs=30", "trainer.patience=2", "optimizer.learning_rate=1e-9"]
+    assert run(["train", f"data.root={photos}", f"output={tmp_path / 'run'}", *words, "freeze=partial"]) == 0
+    assert len(table(tmp_path / "run" / "metrics.csv")) < 30
+
+
+def test_the_same_command_again_says_that_it_is_finished(tiny_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (tiny_run / "weights.safetensors").stat().st_mtime_ns
+    assert run(["train", f"data.root={tiny_run.parent / 'photos'}", f"output={tiny_run}", *TINY]) == 0
+    assert capsys.readouterr().out.startswith(f"already finished: {tiny_run}\nvalidation accuracy 100.0 %")
+    assert (tiny_run / "weights.safetensors").stat().st_mtime_ns == before
+
+
+def test_a_folder_that_holds_another_run_is_refused(tiny_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    photos = tiny_run.parent / "photos"
+    assert run(["train", f"data.root={photos}", f"output={tiny_run}", *TINY, "seed=7"]) == 2
+    assert capsys.readouterr().err.strip() == (
+        f"finetune train: output={tiny_run} holds another run: seed is 0 there and 7 here; "
+        "choose another output=, or delete that folder"
+    )
+
+
+def test_a_folder_that_is_no_run_is_refused(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter1.tex").touch()
+    assert run(["train", f"data.root={photos}", f"output={tmp_path / 'thesis'}", *TINY]) == 2
+    message = f"finetune train: output={tmp_path / 'thesis'} exists and is no run folder; choose another output="
+    assert capsys.readouterr().err.strip() == message
+
+
+def test_a_run_without_test_photos_has_no_test_accuracy(tmp_path: Path) -> None:
+    photos = paint_folder(tmp_path / "photos", per_class=2)
+    assert run(["train", f"data.root={photos}", f"output={tmp_path / 'run'}", *TINY]) == 0
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["photos"] == {"train": 3, "val": 3, "test": 0}
+    assert result["test_accuracy"] is None
+    assert run(["export", f"run={tmp_path / 'run'}", f"output={tmp_path / 'models'}"]) == 0
+
+
+def test_damaged_files_are_skipped_named_and_counted_and_the_run_goes_on(
+    photos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (photos / "red" / "empty.jpg").touch()
+    (photos / "red" / "notes.txt").write_text("not a photo")
+    whole = (photos / "blue" / "0.jpg").read_bytes()
+    (photos / "blue" / "cut.jpg").write_bytes(whole[: len(whole) // 2])
+    assert run(["train", f"data.root={photos}", f"output={tmp_path / 'run'}", *TINY]) == 0
+    manifest = FinishedRun(tmp_path / "run").manifest
+    assert {photo.path: photo.problem.partition(":")[0] for photo in manifest.skipped} == {
+        "blue/cut.jpg": "damaged",
+        "red/empty.jpg": "empty file (0 bytes)",
+        "red/notes.txt": "not an image in a format that can be read",
+    }
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["skipped"] == 3
+
+
+def test_the_skipped_files_are_said_aloud(photos: Path, tmp_path: Path) -> None:
+    (photos / "red" / "empty.jpg").touch()
+    done = subprocess.run(
+        [sys.executable, "-m", "finetune", "train", f"data.root={photos}", f"output={tmp_path / 'run'}", *TINY],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "skipped 1 file:\n  red/empty.jpg: empty file (0 bytes)" in done.stderr
+    # plain lines in a log, no progress bar's control characters
+    assert "\x1b" not in done.stderr + done.stdout
+    assert "\r" not in done.stderr + done.stdout
+
+
+def kill_when(condition: Path, command: list[str], number: signal.Signals) -> int:
+    """Start a command, send it a signal once a file appears, and return its exit code."""
+    child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not condition.exists() and child.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert condition.exists()
+    child.send_signal(number)
+    return child.wait(timeout=60)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 130), (signal.SIGTERM, 130)])
+def test_an_interrupted_run_resumes_to_its_end(tmp_path: Path, number: signal.Signals, code: int) -> None:
+    photos = paint_folder(tmp_path / "photos")
+    words = [*TINY, "freeze=full", "data.batch_size=4", "trainer.max_epochs=40", "trainer.patience=40"]
+    command = [sys.executable, "-m", "finetune", "train", f"data.root={photos}", f"output={tmp_path / 'run'}", *words]
+    assert kill_when(tmp_path / "run" / "checkpoints" / "last.ckpt", command, number) == code
+    assert not (tmp_path / "run" / "result.json").exists()
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ})
+    assert done.returncode == 0, done.stderr
+    assert "resuming from" in done.stderr
+    rows = table(tmp_path / "run" / "metrics.csv")
+    assert [int(row["epoch"]) for row in rows] == list(range(40))
+
+
+def test_a_killed_head_only_run_starts_over_and_finishes(tmp_path: Path) -> None:
+    photos = paint_folder(tmp_path / "photos")
+    words = [word for word in TINY if not word.startswith("data.image_size")]
+    command = [sys.executable, "-m", "finetune", "train", f"data.root={photos}", f"output={tmp_path / 'run'}", *words]
+    assert kill_when(tmp_path / "run" / "features", command, signal.SIGKILL) == -9
+    assert run(["train", f"data.root={photos}", f"output={tmp_path / 'run'}", *words]) == 0
+    assert (tmp_path / "run" / "result.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("mode", "photos", "depth"),
+    [("auto", 300, "head"), ("auto", 5000, "partial"), ("auto", 50000, "full"), ("full", 10, "full")],
+)
+def test_depth_follows_the_number_of_photos(mode: str, photos: int, depth: str) -> None:
+    config = FreezeConfig.model_validate({"mode": mode, "top_groups": 0.33, "head_below": 5000, "full_from": 50000})
+    assert choose_depth(config, photos) == depth
+
+
+def test_a_gpu_that_is_not_there_is_an_error(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    words = ["train", f"data.root={photos}", f"output={tmp_path / 'run'}", *TINY, "trainer.accelerator=gpu"]
+    assert run(words) == 2
+    assert "torch finds no CUDA GPU here; use auto or cpu" in capsys.readouterr().err
+
+
+def test_split_folders_are_kept_as_they_are(tmp_path: Path) -> None:
+    for split, count in (("train", 4), ("val", 2), ("test", 2)):
+        for label in CLASSES:
+            for index in range(count):
+                paint(tmp_path / "photos" / split / label / f"{index}.png", label, seed=hash((split, index)) % 1000)
+    assert run(["train", f"data.root={tmp_path / 'photos'}", f"output={tmp_path / 'run'}", *TINY]) == 0
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["photos"] == {"train": 12, "val": 6, "test": 6}
