@@ -1,8 +1,9 @@
 # The server without torch: docker build -t finetune .                 (the same as --target cpu)
-#                           docker build -t finetune --target gpu .    (CUDA 13 and cuDNN inside, about 2 GB more)
+#                           docker build -t finetune --target gpu .    (CUDA 13 and cuDNN inside, about 2.7 GB more)
 #
 #   docker run -p 8000:8000 -v "$PWD/models:/models:ro" finetune [key=value ...]
-#   docker run --read-only --tmpfs /tmp --cap-drop ALL --gpus all ...    works too
+#   docker run --read-only --tmpfs /tmp --cap-drop ALL ...    works too; /tmp holds the large photos of a form
+#   docker run --gpus all ...                                 for the gpu image
 #
 # Behind a proxy that signs its own certificates, let pip see them while building (with BuildKit, which has no -v,
 # use a BASE that holds them):
@@ -24,8 +25,9 @@ COPY scripts/serving-requirements scripts/
 # constrains also what pip installs to build a wheel
 ENV PIP_CONSTRAINT=/build/constraints.txt PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
 
-# A stage a set of packages, so that a change of our own code installs none of them again. Tests, typing stubs and
-# source maps go; modules are compiled here, once, in a form that asks no file for its date, as the image may be read-only.
+# A stage a set of packages, so that a change of our own code installs none of them again. numpy's tests, typing stubs
+# and source maps go. Modules are compiled here, once, in a form that no file date makes stale: the image may be
+# read-only.
 FROM tools AS packages-cpu
 ARG PIP_CERT
 RUN scripts/serving-requirements cpu > requirements.txt \
@@ -53,7 +55,8 @@ RUN apt-get update \
 LABEL org.opencontainers.image.title="finetune-service" \
       org.opencontainers.image.description="Serves image classifiers that finetune exported, over HTTP" \
       org.opencontainers.image.licenses="MIT"
-ENV PATH=/opt/finetune/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
+# onnxruntime reports to Microsoft unless told not to, from 1.29 on
+ENV PATH=/opt/finetune/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 ORT_DISABLE_TELEMETRY=1
 # finetune, as a number: Kubernetes' runAsNonRoot believes no names
 USER 1000:1000
 EXPOSE 8000

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+# It reports its use to its makers unless told not to; what is classified here concerns nobody else.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 import onnxruntime as ort
 
 from finetune.errors import FinetuneError

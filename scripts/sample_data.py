@@ -2,8 +2,8 @@
 
 python scripts/sample_data.py OUTPUT [PHOTOS_PER_CLASS_AND_SPLIT]
 
-The photos are those of the PyPI package conformal-clip-data (MIT): simulated textile, with defects that are local, global
-or absent. Which of them are taken is decided by seed 0.
+The photos are those of the PyPI package conformal-clip-data (MIT): simulated textile, with defects that are local,
+global or absent. Which of them are taken is decided by seed 0.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ SEED = 0
 
 
 def write_sample(output: Path, per_class: int = 200) -> None:
-    """Copy `per_class` photos of each class into train/ and as many others into test/; a finished copy is left alone."""
+    """Copy `per_class` photos of each class into train/ and as many others into test/, unless that has been done."""
     complete = output / ".complete"
     if complete.is_file() and complete.read_text() == str(per_class):
         return

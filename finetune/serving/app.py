@@ -141,11 +141,12 @@ def create_app(served: Served, max_body_mb: float, max_photos: int) -> FastAPI:
     @app.get("/docs", include_in_schema=False)
     async def docs() -> HTMLResponse:
         return get_swagger_ui_html(
-            openapi_url="/openapi.json",
+            # relative, so that the page works behind a gateway's path prefix too
+            openapi_url="openapi.json",
             title="finetune-service",
-            swagger_js_url="/docs-assets/swagger-ui-bundle.js",
-            swagger_css_url="/docs-assets/swagger-ui.css",
-            swagger_favicon_url="/docs-assets/favicon-32x32.png",
+            swagger_js_url="docs-assets/swagger-ui-bundle.js",
+            swagger_css_url="docs-assets/swagger-ui.css",
+            swagger_favicon_url="docs-assets/favicon-32x32.png",
         )
 
     return app
@@ -168,18 +169,19 @@ class BodyLimit:
 
 
 async def _read_photos(request: Request, max_photos: int) -> list[tuple[str, bytes]]:
-    """Return each photo's name and bytes, from a multipart body or a raw one."""
+    """Return each photo's name and bytes, from a multipart body, or a raw one, which has no name."""
     if not request.headers.get("content-type", "").startswith("multipart/"):
-        return [("the body", await request.body())]
-    photos = []
-    async with request.form(max_files=max_photos + 1, max_fields=max_photos) as form:
-        parts = [part for _, part in form.multi_items() if isinstance(part, UploadFile)]
-        if not parts:
-            raise HTTPException(422, "the form has no file; send each photo as a part with a filename")
-        if len(parts) > max_photos:
-            raise HTTPException(413, f"{len(parts)} photos in one request; at most {max_photos} are taken")
-        for number, part in enumerate(parts, start=1):
-            photos.append((part.filename or f"photo {number}", await part.read()))
+        return [("", await request.body())]
+    try:
+        async with request.form(max_files=max_photos, max_fields=max_photos) as form:
+            parts = [part for _, part in form.multi_items() if isinstance(part, UploadFile)]
+            photos = [(part.filename or f"photo {n}", await part.read()) for n, part in enumerate(parts, start=1)]
+    except HTTPException as problem:
+        if problem.detail.startswith("Too many files"):
+            raise HTTPException(413, f"too many photos in one request; at most {max_photos} are taken") from None
+        raise
+    if not photos:
+        raise HTTPException(422, "the form has no file; send each photo as a part with a filename")
     return photos
 
 
@@ -188,7 +190,7 @@ def _load(load: Callable[[bytes], Pixels], name: str, raw: bytes) -> Pixels | st
     try:
         return load(raw)
     except ImageError as error:
-        return f"{name}: {error}"
+        return f"{name}: {error}" if name else str(error)
 
 
 async def _as_error(_: Request, problem: Exception) -> JSONResponse:

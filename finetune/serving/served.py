@@ -62,10 +62,15 @@ class Served:
         self.models = [ServedModel(bundle, device, threads) for bundle in bundles]
         self.ready = False
         self._on_failure = on_failure
+        self._loading = Thread(target=self._load, name="load-models", daemon=True)
 
     def start(self) -> None:
         """Open and warm up every model in the background, so that the process can say that it is alive meanwhile."""
-        Thread(target=self._load, name="load-models", daemon=True).start()
+        self._loading.start()
+
+    def wait(self) -> None:
+        """Return when every model is warm or one has failed."""
+        self._loading.join()
 
     def choose(self, name: str | None) -> ServedModel:
         """Return a model by name, or the only one; raises HTTPException 404 or 400."""

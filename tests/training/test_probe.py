@@ -55,3 +55,8 @@ def test_temperature_repairs_overconfidence() -> None:
     targets = torch.multinomial(torch.softmax(honest, 1), 1, generator=generator)[:, 0].tolist()
     assert abs(fit_temperature(3 * honest, targets) - 3) < 0.4
     assert abs(fit_temperature(honest, targets) - 1) < 0.15
+
+
+def test_a_few_photos_that_are_all_right_do_not_make_it_sure_of_everything() -> None:
+    logits = 2 * torch.eye(3)
+    assert 0.5 < fit_temperature(logits, [0, 1, 2]) < 1

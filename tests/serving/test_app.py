@@ -1,0 +1,249 @@
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+import shutil
+import signal
+import socket
+from pathlib import Path
+
+import httpx
+import pytest
+from PIL import Image
+
+from finetune.bundle import find_bundles
+from finetune.cli import run
+from finetune.serving.app import create_app
+from finetune.serving.served import Served
+from tests.conftest import CLASSES
+from tests.serving.conftest import Server, Start
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(scope="module")
+def photos(tiny_models: Path) -> Path:
+    return tiny_models.parent / "photos"
+
+
+def error_of(response: httpx.Response, status: int) -> str:
+    assert response.status_code == status, response.text
+    body = response.json()
+    assert list(body) == ["error"]
+    return str(body["error"])
+
+
+@pytest.mark.parametrize("label", CLASSES)
+def test_a_raw_body_is_one_photo(server: Server, photos: Path, label: str) -> None:
+    response = httpx.post(f"{server.address}/predict", content=(photos / label / "0.jpg").read_bytes())
+    answer = response.json()
+    assert (answer["model"], answer["version"]) == ("tiny", "1")
+    (prediction,) = answer["predictions"]
+    assert prediction["label"] == label
+    assert prediction["probability"] == prediction["top"][0]["probability"] > 0.5
+    assert {score["label"] for score in prediction["top"]} == set(CLASSES)
+    assert sum(score["probability"] for score in prediction["top"]) == pytest.approx(1, abs=1e-5)
+
+
+def test_a_form_holds_several_photos_answered_in_order(server: Server, photos: Path) -> None:
+    order = ("red", "blue", "green")
+    parts = [(f"part{n}", (f"{label}.jpg", (photos / label / "1.jpg").read_bytes())) for n, label in enumerate(order)]
+    response = httpx.post(f"{server.address}/predict", params={"top": 1}, files=parts)
+    predictions = response.json()["predictions"]
+    assert tuple(prediction["label"] for prediction in predictions) == order
+    assert all(len(prediction["top"]) == 1 for prediction in predictions)
+
+
+def test_http_answers_as_torch_did_when_the_export_was_verified(server: Server, photos: Path, tiny_run: Path) -> None:
+    with (tiny_run / "parity.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert rows
+    for row in rows:
+        response = httpx.post(f"{server.address}/predict", content=(photos / row["path"]).read_bytes())
+        (prediction,) = response.json()["predictions"]
+        assert prediction["label"] == row["torch"]
+        assert prediction["probability"] == pytest.approx(float(row["torch_probability"]), abs=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF"])
+def test_other_formats_are_taken(server: Server, photos: Path, kind: str) -> None:
+    buffer = io.BytesIO()
+    Image.open(photos / "red" / "0.jpg").save(buffer, kind)
+    response = httpx.post(f"{server.address}/predict", content=buffer.getvalue())
+    assert response.json()["predictions"][0]["label"] == "red"
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        (b"", "empty file (0 bytes)"),
+        (b"hello", "not an image in a format that can be read"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n", "not an image in a format that can be read"),
+    ],
+)
+def test_what_is_no_image_gets_422_with_the_reason(server: Server, body: bytes, reason: str) -> None:
+    assert error_of(httpx.post(f"{server.address}/predict", content=body), 422) == reason
+
+
+def test_a_truncated_photo_gets_422(server: Server, photos: Path) -> None:
+    raw = (photos / "red" / "0.jpg").read_bytes()
+    assert error_of(httpx.post(f"{server.address}/predict", content=raw[: len(raw) // 2]), 422).startswith(
+        "damaged: image file is truncated"
+    )
+
+
+def test_every_bad_part_of_a_form_is_named(server: Server, photos: Path) -> None:
+    good = (photos / "red" / "0.jpg").read_bytes()
+    parts = [("a", ("one.jpg", good)), ("b", ("two.txt", b"words")), ("c", ("three.png", b""))]
+    said = error_of(httpx.post(f"{server.address}/predict", files=parts), 422)
+    assert said == "two.txt: not an image in a format that can be read; three.png: empty file (0 bytes)"
+
+
+def test_a_form_without_files_gets_422(server: Server) -> None:
+    response = httpx.post(f"{server.address}/predict", files={"note": (None, "hello")})
+    assert error_of(response, 422).startswith("the form has no file")
+
+
+def test_a_broken_form_gets_400(server: Server) -> None:
+    headers = {"content-type": "multipart/form-data"}
+    assert error_of(httpx.post(f"{server.address}/predict", content=b"x", headers=headers), 400)
+
+
+def test_too_large_a_declared_body_gets_413(server: Server) -> None:
+    said = error_of(httpx.post(f"{server.address}/predict", content=b"x" * 1_500_000), 413)
+    assert said == "1.5 MB in one request; at most 1 MB are taken"
+
+
+def test_too_large_an_undeclared_body_gets_413(server: Server) -> None:
+    chunks = (b"x" * 100_000 for _ in range(15))
+    assert error_of(httpx.post(f"{server.address}/predict", content=chunks), 413)
+
+
+def test_too_many_photos_get_413(server: Server, photos: Path) -> None:
+    raw = (photos / "red" / "0.jpg").read_bytes()
+    for count in (4, 9):
+        parts = [(f"p{n}", (f"{n}.jpg", raw)) for n in range(count)]
+        assert "at most 3" in error_of(httpx.post(f"{server.address}/predict", files=parts), 413)
+
+
+def test_wrong_names_and_parameters(server: Server, photos: Path) -> None:
+    raw = (photos / "red" / "0.jpg").read_bytes()
+    post = f"{server.address}/predict"
+    assert error_of(httpx.post(post, params={"model": "tinny"}, content=raw), 404) == (
+        "no model 'tinny'; did you mean 'tiny'? (served: tiny)"
+    )
+    assert error_of(httpx.post(post, params={"top": "x"}, content=raw), 422).startswith("top=x: input should be")
+    assert error_of(httpx.get(post), 405)
+    assert error_of(httpx.get(f"{server.address}/nothing"), 404)
+
+
+def test_the_server_lives_and_is_ready_after_all_that(server: Server) -> None:
+    assert httpx.get(f"{server.address}/healthz").json() == {"status": "alive"}
+    assert httpx.get(f"{server.address}/readyz").json() == {"status": "ready"}
+    assert "Traceback" not in server.log.read_text()
+    assert "tiny version 1 is warm on cpu" in server.log.read_text()
+
+
+def test_the_docs_work_without_a_network(server: Server) -> None:
+    page = httpx.get(f"{server.address}/docs").text
+    resources = re.findall(r"(?:src|href)=\"([^\"]+)\"", page)
+    assert len(resources) == 3
+    for resource in resources:
+        assert resource.startswith("docs-assets/")
+        assert httpx.get(f"{server.address}/{resource}").status_code == 200
+    schema = httpx.get(f"{server.address}/openapi.json").json()
+    body = schema["paths"]["/predict"]["post"]["requestBody"]["content"]
+    assert {"image/*", "multipart/form-data"} <= set(body)
+    assert {"200", "413", "422"} <= set(schema["paths"]["/predict"]["post"]["responses"])
+
+
+def test_the_page_brings_all_it_needs(server: Server) -> None:
+    response = httpx.get(f"{server.address}/")
+    assert response.headers["content-type"].startswith("text/html")
+    assert "default-src 'none'" in response.headers["content-security-policy"]
+    assert not re.findall(r"(?:src|href)=[\"']?(?:https?:)?//", response.text)
+
+
+def test_models_are_listed(server: Server) -> None:
+    (model,) = httpx.get(f"{server.address}/models").json()["models"]
+    assert (model["name"], model["version"], model["labels"]) == ("tiny", "1", list(CLASSES))
+
+
+def test_several_models_are_served_by_name(
+    tiny_models: Path, photos: Path, tmp_path: Path, start_server: Start
+) -> None:
+    models = Path(shutil.copytree(tiny_models, tmp_path / "models"))
+    shutil.copytree(models / "tiny", models / "second")
+    info = models / "second" / "1" / "bundle.json"
+    described = json.loads(info.read_text())
+    described["model"]["name"] = "second"
+    info.write_text(json.dumps(described))
+    server = start_server(models)
+    raw = (photos / "green" / "0.jpg").read_bytes()
+    said = error_of(httpx.post(f"{server.address}/predict", content=raw), 400)
+    assert said == "several models are served; add ?model= with one of second, tiny"
+    answer = httpx.post(f"{server.address}/predict", params={"model": "second"}, content=raw).json()
+    assert (answer["model"], answer["predictions"][0]["label"]) == ("second", "green")
+
+
+def test_sigterm_ends_the_server_in_order(tiny_models: Path, start_server: Start) -> None:
+    server = start_server(tiny_models)
+    server.process.send_signal(signal.SIGTERM)
+    assert server.process.wait(timeout=20) == 0
+    assert "Traceback" not in server.log.read_text()
+
+
+def test_a_port_in_use_is_said(tiny_models: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert run(["serve", f"models={tiny_models}", f"port={port}"]) == 2
+    assert capsys.readouterr().err.strip() == (
+        f"finetune serve: cannot listen on 127.0.0.1:{port}: address already in use; "
+        "choose another with port=, or port=0 for any free one"
+    )
+
+
+def test_cuda_that_does_not_work_is_a_refusal_with_the_cause(
+    tiny_models: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import ctypes
+
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        assert run(["serve", f"models={tiny_models}", "port=0", "device=cuda"]) == 2
+        said = capsys.readouterr().err
+        assert "device=cuda does not work here: no NVIDIA driver (libcuda.so.1); mend that, or use device=cpu" in said
+    else:
+        pytest.skip("there is an NVIDIA driver")
+
+
+@pytest.mark.anyio
+async def test_not_ready_until_a_model_has_answered(tiny_models: Path) -> None:
+    served = Served(find_bundles(tiny_models), "cpu", 1, on_failure=lambda failure: None)
+    transport = httpx.ASGITransport(create_app(served, max_body_mb=1, max_photos=1))
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        assert (await client.get("/healthz")).status_code == 200
+        for response in (await client.get("/readyz"), await client.post("/predict", content=b"x")):
+            assert error_of(response, 503) == "the models are still loading"
+            assert response.headers["retry-after"] == "1"
+        served.start()
+        served.wait()
+        assert (await client.get("/readyz")).status_code == 200
+
+
+def test_a_model_that_cannot_warm_up_is_never_ready(tiny_models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    failures: list[Exception] = []
+    served = Served(find_bundles(tiny_models), "cpu", 1, on_failure=failures.append)
+    monkeypatch.setattr("finetune.serving.predictor.Predictor.run", lambda *_: 1 / 0)
+    served.start()
+    served.wait()
+    assert not served.ready
+    assert isinstance(failures[0], ZeroDivisionError)
