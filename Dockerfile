@@ -8,8 +8,6 @@
 # Behind a proxy that signs its own certificates, let pip see them while building (with BuildKit, which has no -v,
 # use a BASE that holds them):
 #   buildah bud -v /etc/ssl/certs/ca-certificates.crt:/ca.crt:ro --build-arg PIP_CERT=/ca.crt .
-#
-# cpu stands before gpu because an old buildah builds every stage above its target, needed or not.
 ARG BASE=debian:bookworm-slim
 
 # pip lives here and installs into /opt/finetune, an environment without pip that the image gets as it is.
@@ -36,6 +34,14 @@ RUN scripts/serving-requirements cpu > requirements.txt \
     && find /opt/finetune -type f \( -name '*.pyi' -o -name '*.js.map' -o -name '*.css.map' \) -delete \
     && /opt/finetune/bin/python -m compileall -qq -j 0 --invalidation-mode unchecked-hash /opt/finetune
 
+FROM tools AS packages-gpu
+ARG PIP_CERT
+RUN scripts/serving-requirements gpu > requirements.txt \
+    && /opt/pip/bin/pip --python /opt/finetune/bin/python install --no-compile -r requirements.txt \
+    && find /opt/finetune -path '*/numpy/*' -name tests -prune -exec rm -r {} + \
+    && find /opt/finetune -type f \( -name '*.pyi' -o -name '*.js.map' -o -name '*.css.map' \) -delete \
+    && /opt/finetune/bin/python -m compileall -qq -j 0 --invalidation-mode unchecked-hash /opt/finetune
+
 FROM tools AS service
 ARG PIP_CERT
 COPY README.md ./
@@ -53,8 +59,7 @@ RUN apt-get update \
     && useradd --uid 1000 --user-group --no-create-home --shell /usr/sbin/nologin finetune \
     && mkdir /models
 LABEL org.opencontainers.image.title="finetune-service" \
-      org.opencontainers.image.description="Serves image classifiers that finetune exported, over HTTP" \
-      org.opencontainers.image.licenses="MIT"
+      org.opencontainers.image.description="Serves image classifiers that finetune exported, over HTTP"
 # onnxruntime reports to Microsoft unless told not to, from 1.29 on
 ENV PATH=/opt/finetune/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 ORT_DISABLE_TELEMETRY=1
 # finetune, as a number: Kubernetes' runAsNonRoot believes no names
@@ -70,23 +75,13 @@ c.request('GET', '/readyz'); \
 raise SystemExit(c.getresponse().status != 200)"]
 ENTRYPOINT ["finetune", "serve", "models=/models", "host=0.0.0.0"]
 
-FROM runtime AS cpu
-COPY --from=packages-cpu /opt/finetune /opt/finetune
-COPY --from=service /opt/finetune /opt/finetune
-
-FROM tools AS packages-gpu
-ARG PIP_CERT
-RUN scripts/serving-requirements gpu > requirements.txt \
-    && /opt/pip/bin/pip --python /opt/finetune/bin/python install --no-compile -r requirements.txt \
-    && find /opt/finetune -path '*/numpy/*' -name tests -prune -exec rm -r {} + \
-    && find /opt/finetune -type f \( -name '*.pyi' -o -name '*.js.map' -o -name '*.css.map' \) -delete \
-    && /opt/finetune/bin/python -m compileall -qq -j 0 --invalidation-mode unchecked-hash /opt/finetune
-
 FROM runtime AS gpu
 # what the NVIDIA container toolkit puts in: the driver's libraries, nothing of graphics
 ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
 COPY --from=packages-gpu /opt/finetune /opt/finetune
 COPY --from=service /opt/finetune /opt/finetune
 
-# where no target is named
-FROM cpu
+# the last stage is what is built where no target is named
+FROM runtime AS cpu
+COPY --from=packages-cpu /opt/finetune /opt/finetune
+COPY --from=service /opt/finetune /opt/finetune

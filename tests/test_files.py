@@ -22,12 +22,17 @@ def test_a_finished_block_replaces_the_old_file_and_leaves_nothing_else(tmp_path
     assert list(tmp_path.iterdir()) == [path]
 
 
+def write_half(path: Path, failure: BaseException) -> None:
+    with replacing(path) as beside:
+        beside.write_text("ne")
+        raise failure
+
+
 def test_an_exception_leaves_the_old_file_and_no_temporary_one(tmp_path: Path) -> None:
     path = tmp_path / "result.json"
     path.write_text("old")
-    with pytest.raises(RuntimeError, match="half way"), replacing(path) as beside:
-        beside.write_text("ne")
-        raise RuntimeError("half way")
+    with pytest.raises(RuntimeError, match="half way"):
+        write_half(path, RuntimeError("half way"))
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
 
@@ -35,9 +40,8 @@ def test_an_exception_leaves_the_old_file_and_no_temporary_one(tmp_path: Path) -
 def test_an_interrupt_leaves_the_old_file_and_no_temporary_one(tmp_path: Path) -> None:
     path = tmp_path / "result.json"
     path.write_text("old")
-    with pytest.raises(KeyboardInterrupt), replacing(path) as beside:
-        beside.write_text("ne")
-        raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        write_half(path, KeyboardInterrupt())
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
 

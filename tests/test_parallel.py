@@ -39,7 +39,8 @@ def test_an_endless_input_is_read_only_a_few_items_ahead() -> None:
 
     def endless() -> Iterator[int]:
         nonlocal taken
-        for taken in itertools.count(1):
+        while True:
+            taken += 1
             yield taken
 
     results = ordered_map(lambda number: -number, endless())

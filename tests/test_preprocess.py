@@ -253,7 +253,7 @@ def test_a_photo_between_pillows_limit_and_ours_is_no_warning() -> None:
 def test_only_the_formats_that_are_allowed_are_read(file_format: str) -> None:
     raw = encoded(gradient(16, 16), file_format)
     assert load_pixels(raw, SQUASH, formats=("BMP", file_format)).shape == (32, 32, 3)
-    with pytest.raises(ImageError, match="^not an image in a format that can be read$"):
+    with pytest.raises(ImageError, match=r"^not an image in a format that can be read$"):
         load_pixels(raw, SQUASH, formats=("BMP", "WEBP"))
 
 
@@ -416,13 +416,13 @@ def pixels_or_reason(raw: bytes, preprocessing: Preprocessing) -> None:
         assert (pixels.shape, pixels.dtype) == ((32, 32, 3), np.dtype(np.uint8))
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=1500, deadline=None)
 @given(raw=damaged(), preprocessing=st.sampled_from([SQUASH, CROP]))
 def test_a_damaged_photo_gives_pixels_or_a_reason(raw: bytes, preprocessing: Preprocessing) -> None:
     pixels_or_reason(raw, preprocessing)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(raw=st.binary(max_size=200))
 def test_any_bytes_give_pixels_or_a_reason(raw: bytes) -> None:
     pixels_or_reason(raw, SQUASH)

@@ -31,13 +31,13 @@ def write_report(
         result=result,
         scores=scores,
         metrics=metrics,
-        mistakes=_mistakes(manifest, scores) if scores else [],
+        mistakes=_mistakes(manifest.root, scores, result.classes) if scores else [],
         skipped=manifest.skipped,
     )
     write_text(path, page)
 
 
-def _mistakes(manifest: Manifest, scores: Scores) -> list[dict[str, str]]:
+def _mistakes(root: Path, scores: Scores, classes: tuple[str, ...]) -> list[dict[str, str]]:
     """Return the wrong answers, surest first."""
     answers = scores.answers
     wrong = [number for number, target in enumerate(scores.targets) if answers[number] != target]
@@ -46,9 +46,9 @@ def _mistakes(manifest: Manifest, scores: Scores) -> list[dict[str, str]]:
         {
             "path": scores.photos[number].path,
             "label": scores.photos[number].label,
-            "answer": manifest.classes[answers[number]],
+            "answer": classes[answers[number]],
             "probability": f"{100 * float(scores.probabilities[number, answers[number]]):.1f} %",
-            "thumbnail": _thumbnail(manifest.root / scores.photos[number].path),
+            "thumbnail": _thumbnail(root / scores.photos[number].path),
         }
         for number in wrong[:MOST_MISTAKES]
     ]

@@ -1,0 +1,415 @@
+from __future__ import annotations
+
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from finetune.cli import run
+from finetune.data.manifest import Manifest, Photo, read_labelled, read_manifest, summarise_skipped
+from finetune.errors import FinetuneError
+from finetune.files import sha256
+from tests.conftest import CLASSES, paint, paint_folder
+
+
+def read(root: Path, seed: int = 0) -> Manifest:
+    return read_manifest(root, val_fraction=0.25, test_fraction=0.25, seed=seed)
+
+
+def counts(manifest: Manifest) -> dict[str, int]:
+    """Return the usable photos of each split."""
+    return {split: len(manifest.of(split)) for split in ("train", "val", "test")}
+
+
+def refusal(root: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    """Run `finetune check`, which must refuse this folder; return what it says."""
+    assert run(["check", f"data.root={root}"]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    return err.removesuffix("\n")
+
+
+def check(root: Path, capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """Run `finetune check`, which must go on; return the lines it prints."""
+    assert run(["check", f"data.root={root}"]) == 0
+    return capsys.readouterr().out.splitlines()
+
+
+# Layouts
+
+
+def test_class_folders_are_split(photos: Path) -> None:
+    manifest = read(photos)
+    assert manifest.classes == CLASSES
+    assert counts(manifest) == {"train": 12, "val": 6, "test": 6}
+    assert Counter((photo.label, photo.split) for photo in manifest.photos) == {
+        (label, split): number for label in CLASSES for split, number in (("train", 4), ("val", 2), ("test", 2))
+    }
+    assert manifest.skipped == ()
+
+
+def test_every_photo_has_its_path_label_and_digest(photos: Path) -> None:
+    for photo in read(photos).photos:
+        assert photo.path.startswith(f"{photo.label}/")
+        assert photo.sha256 == sha256(photos / photo.path)
+        assert photo.problem == ""
+
+
+def test_photos_are_listed_in_path_order(photos: Path) -> None:
+    paths = [photo.path for photo in read(photos).photos]
+    assert paths == sorted(paths)
+    assert len(paths) == 24
+
+
+def test_train_and_test_folders_give_val_out_of_train(tmp_path: Path) -> None:
+    paint_folder(tmp_path / "train", 8)
+    paint_folder(tmp_path / "test", 3)
+    manifest = read(tmp_path)
+    assert counts(manifest) == {"train": 18, "val": 6, "test": 9}
+    assert all(photo.path.startswith("train/") for photo in manifest.of("train", "val"))
+    assert all(photo.path.startswith("test/") for photo in manifest.of("test"))
+
+
+def test_a_train_folder_alone_gives_val_and_no_test(tmp_path: Path) -> None:
+    paint_folder(tmp_path / "train", 8)
+    assert counts(read(tmp_path)) == {"train": 18, "val": 6, "test": 0}
+
+
+@pytest.mark.parametrize("name", ["val", "valid", "validation"])
+def test_a_validation_folder_is_used_as_it_is(name: str, tmp_path: Path) -> None:
+    paint_folder(tmp_path / "train", 4)
+    paint_folder(tmp_path / name, 2)
+    manifest = read(tmp_path)
+    assert counts(manifest) == {"train": 12, "val": 6, "test": 0}
+    assert all(photo.path.startswith(f"{name}/") for photo in manifest.of("val"))
+
+
+def test_train_beside_another_class_folder_is_a_class(tmp_path: Path) -> None:
+    for label in ("plane", "train"):
+        for number in range(2):
+            paint(tmp_path / label / f"{number}.jpg", "red", number)
+    assert read(tmp_path).classes == ("plane", "train")
+
+
+def test_photos_in_folders_below_a_class_folder_are_its_photos(photos: Path) -> None:
+    paint(photos / "red" / "2024" / "may" / "0.jpg", "red", 99)
+    (found,) = (photo for photo in read(photos).photos if "2024" in photo.path)
+    assert (found.path, found.label) == ("red/2024/may/0.jpg", "red")
+
+
+def test_hidden_files_and_folders_are_passed_over(photos: Path) -> None:
+    before = read(photos).photos
+    shutil.copytree(photos / "red", photos / ".cache")
+    shutil.copytree(photos / "red", photos / "red" / ".thumbnails")
+    for name in (".DS_Store", "._0.jpg", "Thumbs.db"):
+        (photos / "red" / name).write_bytes(b"x")
+    (photos / "notes.txt").write_text("a file beside the class folders")
+    assert read(photos).photos == before
+
+
+def test_hidden_folders_do_not_hide_the_split_folders(tmp_path: Path) -> None:
+    paint_folder(tmp_path / "train", 4)
+    paint_folder(tmp_path / "train" / ".cache", 4)
+    (tmp_path / ".git").mkdir()
+    assert counts(read(tmp_path)) == {"train": 9, "val": 3, "test": 0}
+
+
+@pytest.mark.parametrize("name", ["train", "my photos", "Bögen", "50%", ".hidden", "a.b"])
+def test_the_name_of_the_root_does_not_matter(name: str, photos: Path) -> None:
+    before = read(photos)
+    root = photos.rename(photos.parent / name)
+    assert read(root) == replace(before, root=root)
+
+
+def test_a_relative_root_gives_the_same_photos(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(photos)
+    assert read(Path()).photos == read(photos).photos
+
+
+def test_a_class_folder_that_is_a_link_is_followed(photos: Path) -> None:
+    moved = (photos / "red").rename(photos.parent / "elsewhere")
+    (photos / "red").symlink_to(moved)
+    assert counts(read(photos)) == {"train": 12, "val": 6, "test": 6}
+
+
+def test_a_link_to_nowhere_is_skipped(photos: Path) -> None:
+    (photos / "red" / "gone.jpg").symlink_to("nowhere.jpg")
+    (skipped,) = read(photos).skipped
+    assert (skipped.path, skipped.problem) == ("red/gone.jpg", "cannot be read: No such file or directory")
+
+
+def test_every_photo_of_a_labelled_folder_is_tested(tmp_path: Path) -> None:
+    paint_folder(tmp_path / "train", 2)
+    paint_folder(tmp_path / "val", 2)
+    (tmp_path / "val" / "red" / "note.txt").write_text("text")
+    manifest = read_labelled(tmp_path)
+    assert counts(manifest) == {"train": 0, "val": 0, "test": 12}
+    assert len(manifest.skipped) == 1
+
+
+def test_one_class_is_enough_to_be_evaluated(tmp_path: Path) -> None:
+    paint(tmp_path / "red" / "0.jpg", "red", 0)
+    assert counts(read_labelled(tmp_path))["test"] == 1
+
+
+def test_a_labelled_folder_without_photos_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(FinetuneError, match="has no photos in class folders"):
+        read_labelled(tmp_path)
+
+
+# What a manifest answers
+
+
+def test_targets_are_the_places_of_the_sorted_classes(photos: Path) -> None:
+    manifest = read(photos)
+    some = manifest.of("val")
+    assert [manifest.classes[target] for target in manifest.targets(some)] == [photo.label for photo in some]
+    assert manifest.paths(some) == [photos / photo.path for photo in some]
+
+
+def test_skipped_photos_belong_to_no_split(photos: Path) -> None:
+    (photos / "red" / "note.txt").write_text("text")
+    manifest = read(photos)
+    assert [photo.path for photo in manifest.skipped] == ["red/note.txt"]
+    assert not {"red/note.txt"} & {photo.path for photo in manifest.of("train", "val", "test")}
+
+
+def test_the_fingerprint_is_that_of_the_contents_and_not_of_the_names(photos: Path) -> None:
+    before = read(photos).fingerprint()
+    (photos / "red" / "0.jpg").rename(photos / "red" / "zzz.jpg")
+    (photos / "red" / "note.txt").write_text("text")
+    root = photos.rename(photos.parent / "moved")
+    assert read(root).fingerprint() == before
+
+
+CHANGES: dict[str, Callable[[Path], object]] = {
+    "other pixels": lambda root: paint(root / "red" / "0.jpg", "red", 12345),
+    "one less": lambda root: (root / "red" / "0.jpg").unlink(),
+    "one more": lambda root: paint(root / "red" / "8.jpg", "red", 12345),
+    "other label": lambda root: (root / "red" / "0.jpg").rename(root / "blue" / "8.jpg"),
+    "class name": lambda root: (root / "red").rename(root / "scarlet"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_the_fingerprint_changes_with(change: str, photos: Path) -> None:
+    before = read(photos).fingerprint()
+    CHANGES[change](photos)
+    assert read(photos).fingerprint() != before
+
+
+def test_the_fingerprint_changes_with_the_splits(photos: Path) -> None:
+    assert read(photos, seed=1).fingerprint() != read(photos, seed=0).fingerprint()
+
+
+# On disk
+
+
+AWKWARD = [
+    "plain.jpg",
+    "one, two.jpg",
+    'said "so".jpg',
+    "it's.jpg",
+    " blanks at both ends ",
+    "tab\there.jpg",
+    "半分 Ñandú ☃.jpg",
+    "e\u0301 decomposed.jpg",
+    "=1+1.jpg",
+    "semi;colon#hash%.jpg",
+    "back\\slash.jpg",
+    "\u2028 separator.jpg",
+    "",
+]
+
+
+def test_a_manifest_comes_back_from_its_file_as_it_was(tmp_path: Path) -> None:
+    listed = tuple(
+        Photo(f"red/{name}", f"class {name}", "train", "00ff", problem=f"damaged: {name}") for name in AWKWARD
+    )
+    manifest = Manifest(tmp_path, listed)
+    manifest.save(tmp_path / "manifest.csv")
+    assert Manifest.load(tmp_path / "manifest.csv", tmp_path) == manifest
+
+
+def test_a_folder_of_awkward_names_comes_back_as_it_was(photos: Path, tmp_path: Path) -> None:
+    for number, name in enumerate(filter(None, AWKWARD)):
+        paint(tmp_path / "new.png", "red", number).rename(photos / "red" / name)
+    (photos / "blue").rename(photos / 'blue, "dark"')
+    manifest = read(photos)
+    assert manifest.skipped == ()
+    assert counts(manifest)["train"] + counts(manifest)["val"] + counts(manifest)["test"] == 24 + len(AWKWARD) - 1
+    manifest.save(tmp_path / "manifest.csv")
+    loaded = Manifest.load(tmp_path / "manifest.csv", photos)
+    assert loaded == manifest
+    assert loaded.fingerprint() == manifest.fingerprint()
+
+
+@pytest.mark.xfail(strict=True, reason="manifest.csv is written as strict UTF-8: a Latin-1 file name cannot be saved")
+def test_a_file_name_that_is_not_utf8_comes_back_as_it_was(photos: Path, tmp_path: Path) -> None:
+    (photos / "red" / "0.jpg").rename(photos / "red" / os.fsdecode(b"caf\xe9.jpg"))
+    manifest = read(photos)
+    manifest.save(tmp_path / "manifest.csv")
+    assert Manifest.load(tmp_path / "manifest.csv", photos) == manifest
+
+
+def test_the_file_has_a_header_and_a_line_a_photo(photos: Path, tmp_path: Path) -> None:
+    manifest = read(photos)
+    manifest.save(tmp_path / "manifest.csv")
+    lines = (tmp_path / "manifest.csv").read_text().splitlines()
+    first = manifest.photos[0]
+    assert lines[0] == "path,label,split,sha256,problem"
+    assert lines[1] == f"blue/0.jpg,blue,{first.split},{first.sha256},"
+    assert len(lines) == 25
+
+
+# What is refused, word for word
+
+
+def test_no_such_folder_names_the_nearest_one(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    wrong = photos.parent / "phots"
+    assert refusal(wrong, capsys) == f"finetune check: data.root={wrong}: no such folder; did you mean 'photos'?"
+
+
+def test_no_such_folder_and_none_like_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    wrong = tmp_path / "nowhere" / "photos"
+    assert refusal(wrong, capsys) == f"finetune check: data.root={wrong}: no such folder"
+
+
+def test_the_root_is_a_file(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = photos / "red" / "0.jpg"
+    assert refusal(root, capsys) == (
+        f"finetune check: data.root={root} is a file; give the folder that holds the class folders"
+    )
+
+
+@pytest.mark.parametrize("content", [(), ("red", "blue"), ("train", "test"), ("train/red", "test/red")])
+def test_a_folder_without_photos(content: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for folder in content:
+        (tmp_path / folder).mkdir(parents=True)
+    assert refusal(tmp_path, capsys) == (
+        f"finetune check: {tmp_path} has no photos in class folders; "
+        f"put them as {tmp_path}/CLASS/photo.jpg, one folder a class"
+    )
+
+
+def test_photos_that_lie_in_no_class_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    paint(tmp_path / "0.jpg", "red", 0)
+    assert refusal(tmp_path, capsys).startswith(f"finetune check: {tmp_path} has no photos in class folders; ")
+
+
+def test_one_class(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.rmtree(photos / "red")
+    shutil.rmtree(photos / "blue")
+    assert refusal(photos, capsys) == (
+        f"finetune check: {photos} has one class, 'green'; a classifier needs two or more, a folder each"
+    )
+
+
+@pytest.mark.parametrize(("kept", "count"), [(1, "1 usable photo"), (0, "0 usable photos")])
+def test_a_class_with_too_few_photos(kept: int, count: str, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number in range(kept, 8):
+        (photos / "red" / f"{number}.jpg").write_bytes(b"")
+    assert refusal(photos, capsys) == (
+        f"finetune check: class 'red' in {photos} has {count}; it needs at least 2, one to train "
+        "on and one to validate with: add photos or move the folder away"
+    )
+
+
+def test_photos_to_test_with_do_not_make_up_for_missing_ones_to_train_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paint_folder(tmp_path / "train", 2)
+    paint_folder(tmp_path / "test", 8)
+    (tmp_path / "train" / "red" / "0.jpg").unlink()
+    assert refusal(tmp_path, capsys).startswith(f"finetune check: class 'red' in {tmp_path} has 1 usable photo; ")
+
+
+@pytest.mark.parametrize(
+    ("label", "suggestion"), [("greeen", "; did you mean 'green'?"), ("violet", "")], ids=["near", "far"]
+)
+def test_a_class_in_test_that_train_lacks(
+    label: str, suggestion: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paint_folder(tmp_path / "train", 4)
+    paint_folder(tmp_path / "test", 4)
+    extra = (tmp_path / "test" / "green").rename(tmp_path / "test" / label)
+    assert refusal(tmp_path, capsys) == (
+        f"finetune check: {extra} is a class that {tmp_path / 'train'} lacks{suggestion}"
+    )
+
+
+def test_none_of_the_files_can_be_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for path in ("blue/a.txt", "red/b.jpg"):
+        (tmp_path / path).parent.mkdir()
+    (tmp_path / "blue" / "a.txt").write_text("text")
+    (tmp_path / "red" / "b.jpg").write_bytes(b"")
+    assert refusal(tmp_path, capsys).splitlines() == [
+        f"finetune check: none of the 2 files in {tmp_path} is an image that can be read",
+        "skipped 2 files:",
+        "  blue/a.txt: not an image in a format that can be read",
+        "  red/b.jpg: empty file (0 bytes)",
+    ]
+
+
+# What is skipped
+
+
+def test_bad_files_are_named_and_counted_and_the_command_goes_on(
+    photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = (photos / "green" / "0.jpg").read_bytes()
+    (photos / "blue" / "zero.jpg").write_bytes(b"")
+    (photos / "green" / "cut.jpg").write_bytes(whole[: len(whole) // 2])
+    (photos / "red" / "note.txt").write_text("no photo")
+    lines = check(photos, capsys)
+    assert lines[4].split() == ["all", "12", "6", "6"]
+    assert lines[6:8] == ["skipped 3 files:", "  blue/zero.jpg: empty file (0 bytes)"]
+    assert lines[8].startswith("  green/cut.jpg: damaged: image file is truncated")
+    assert lines[9:] == ["  red/note.txt: not an image in a format that can be read"]
+
+
+def test_one_skipped_file_is_one_file(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (photos / "red" / "note.txt").write_text("no photo")
+    assert check(photos, capsys)[-2:] == [
+        "skipped 1 file:",
+        "  red/note.txt: not an image in a format that can be read",
+    ]
+
+
+def test_only_the_first_skipped_files_are_named() -> None:
+    skipped = tuple(Photo(f"red/{number:02}.jpg", "red", "", "", "empty file (0 bytes)") for number in range(13))
+    lines = summarise_skipped(skipped).splitlines()
+    assert lines[0] == "skipped 13 files:"
+    assert lines[1:11] == [f"  red/{number:02}.jpg: empty file (0 bytes)" for number in range(10)]
+    assert lines[11:] == ["  and 3 more, each with its reason in manifest.csv"]
+
+
+def test_skipped_files_do_not_move_the_splits_of_the_others(photos: Path) -> None:
+    before = read(photos).photos
+    (photos / "red" / "000.jpg").write_bytes(b"")
+    assert tuple(photo for photo in read(photos).photos if not photo.problem) == before
+
+
+# Known faults
+
+
+@pytest.mark.xfail(strict=True, reason="an unreadable val/ counts as validation photos, so none are taken out of train")
+def test_a_val_folder_without_a_usable_photo_does_not_leave_validation_empty(tmp_path: Path) -> None:
+    paint_folder(tmp_path / "train", 4)
+    (tmp_path / "val" / "blue").mkdir(parents=True)
+    (tmp_path / "val" / "blue" / "zero.jpg").write_bytes(b"")
+    assert counts(read(tmp_path))["val"] > 0
+
+
+@pytest.mark.xfail(strict=True, reason="copies of one photo in a class are shared out between train and test")
+def test_copies_of_one_photo_stay_in_one_split(photos: Path) -> None:
+    for number in range(1, 8):
+        shutil.copy(photos / "red" / "0.jpg", photos / "red" / f"{number}.jpg")
+        paint(photos / "red" / f"other{number}.jpg", "red", 500 + number)
+    copied = sha256(photos / "red" / "0.jpg")
+    for seed in range(5):
+        assert len({photo.split for photo in read(photos, seed).photos if photo.sha256 == copied}) == 1

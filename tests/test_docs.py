@@ -1,0 +1,83 @@
+"""What the documents tell a person to type is typed here."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.conftest import ROOT, paint_folder
+
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+# These need a container engine, or are the suite itself; scripts/container-check and CI run what they do.
+ELSEWHERE = ("docker ", "scripts/")
+
+
+def commands(document: Path) -> list[str]:
+    blocks = re.findall(r"```bash\n(.*?)```", document.read_text(encoding="utf-8"), re.DOTALL)
+    return [line for block in blocks for line in block.splitlines() if line.strip()]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def test_every_command_of_the_documents_works_as_it_stands(tmp_path: Path) -> None:
+    paint_folder(tmp_path / "photos")
+    port = str(free_port())
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    servers: list[subprocess.Popen[bytes]] = []
+    ran = []
+    try:
+        for line in (line for document in DOCUMENTS for line in commands(document)):
+            if line.startswith(ELSEWHERE):
+                continue
+            typed = line.replace("8000", port)
+            ran.append(shlex.split(line)[:2])
+            if line.startswith("finetune serve"):
+                servers.append(subprocess.Popen(shlex.split(typed), cwd=tmp_path, env=environment))
+                wait_until_ready(f"http://localhost:{port}/readyz", servers[-1])
+                continue
+            done = subprocess.run(
+                typed, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+            )
+            assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
+            if line.startswith("curl"):
+                assert '"model":"flowers"' in done.stdout
+                assert '"label":"red"' in done.stdout
+    finally:
+        for server in servers:
+            server.terminate()
+            server.wait(timeout=30)
+    for name in ("check", "train", "export", "predict", "serve", "models"):
+        assert ["finetune", name] in ran
+
+
+def wait_until_ready(address: str, server: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and server.poll() is None:
+        try:
+            if httpx.get(address).status_code == 200:
+                return
+        except httpx.TransportError:
+            time.sleep(0.05)
+    raise AssertionError("the server did not become ready")
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_and_scripts_that_documents_name_exist(document: Path) -> None:
+    text = document.read_text(encoding="utf-8")
+    for target in re.findall(r"\]\((?!https?://)([^)#]+)\)", text):
+        assert (document.parent / target).exists(), target
+    for script in re.findall(r"(?:scripts|benchmarks)/[\w.-]+", text):
+        assert (ROOT / script).exists(), script
