@@ -2,7 +2,7 @@
 #                           docker build -t finetune --target gpu .    (CUDA 13 and cuDNN inside, about 2.7 GB more)
 #
 #   docker run -p 8000:8000 -v "$PWD/models:/models:ro" finetune [key=value ...]
-#   docker run --read-only --tmpfs /tmp --cap-drop ALL ...    works too; /tmp holds the large photos of a form
+#   docker run --read-only --cap-drop ALL ...                 works too
 #   docker run --gpus all ...                                 for the gpu image
 #
 # Behind a proxy that signs its own certificates, let pip see them while building (with BuildKit, which has no -v,

@@ -79,7 +79,7 @@ def _on_cuda(model: Path | bytes) -> Session:
 def _cuda_obstacle() -> str | None:
     """Say why CUDA cannot work, as far as can be told without loading it; onnxruntime would print a page of errors."""
     if CUDA[0] not in ort.get_available_providers():
-        return "the installed onnxruntime has no CUDA provider (pip install 'finetune-service[gpu]')"
+        return "this onnxruntime was built without CUDA (it takes the package onnxruntime-gpu, or the gpu image)"
     try:
         ctypes.CDLL(DRIVER)
     except OSError:

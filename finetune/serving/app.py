@@ -18,10 +18,10 @@ from fastapi.responses import HTMLResponse, JSONResponse
 from pydantic import BaseModel
 from starlette.datastructures import Headers, UploadFile
 from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartParser
 from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Receive, Scope, Send
-from swagger_ui_bundle import swagger_ui_path
 
 import finetune
 from finetune.errors import ImageError
@@ -89,11 +89,14 @@ def create_app(served: Served, max_body_mb: float, max_photos: int) -> FastAPI:
         docs_url=None,
         redoc_url=None,
     )
-    app.add_middleware(BodyLimit, max_bytes=int(max_body_mb * 1e6))
+    max_bytes = int(max_body_mb * 1e6)
+    # a form's photos stay in memory, as raw bodies do: the container's disk may be read-only
+    MultiPartParser.spool_max_size = max_bytes
+    app.add_middleware(BodyLimit, max_bytes=max_bytes)
     app.add_exception_handler(HTTPException, _as_error)
     app.add_exception_handler(RequestValidationError, _as_wrong_parameter)
     app.add_exception_handler(Exception, _as_fault)
-    app.mount("/docs-assets", StaticFiles(directory=swagger_ui_path))
+    app.mount("/docs-assets", StaticFiles(packages=[("fastapi_offline", "static")]))
 
     @app.post("/predict", responses=problems, openapi_extra=BODY)
     async def predict(
@@ -146,7 +149,7 @@ def create_app(served: Served, max_body_mb: float, max_photos: int) -> FastAPI:
             title="finetune-service",
             swagger_js_url="docs-assets/swagger-ui-bundle.js",
             swagger_css_url="docs-assets/swagger-ui.css",
-            swagger_favicon_url="docs-assets/favicon-32x32.png",
+            swagger_favicon_url="docs-assets/favicon.png",
         )
 
     return app

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import time
 from collections.abc import Sequence
@@ -124,7 +125,9 @@ def _build(
     # calibrated on photos that this head has not seen; the refitted one has seen them all
     temperature = fit_temperature(chosen.fit.logits(columns[len(train) :]), manifest.targets(val))
     (refit,) = fit_linear(columns, manifest.targets(train + val), len(manifest.classes), [chosen.l2])
-    classifier = Classifier(spec, kept.module.backbone.cpu(), chosen.features, len(manifest.classes))
+    # a copy: the original may be on a GPU, and still gives features
+    backbone = copy.deepcopy(kept.module.backbone).cpu()
+    classifier = Classifier(spec, backbone, chosen.features, len(manifest.classes))
     with torch.no_grad():
         classifier.head.mean.copy_(refit.mean)
         classifier.head.scale.copy_(refit.scale)

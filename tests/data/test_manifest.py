@@ -222,6 +222,7 @@ AWKWARD = [
     "semi;colon#hash%.jpg",
     "back\\slash.jpg",
     "\u2028 separator.jpg",
+    "two\nlines\r\nor three\r.jpg",
     "",
 ]
 

@@ -55,6 +55,14 @@ def test_a_picked_photo_is_answered_with_bars(
     assert "Uncaught" not in done.stderr
 
 
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here (Debian: apt-get install chromium)")
+def test_the_interactive_docs_show_the_interface(server: Server, tmp_path: Path) -> None:
+    command = [str(CHROMIUM), *FLAGS, f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", f"{server.address}/docs"]
+    page = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    assert "Classify one photo or several." in page
+    assert "Unable to render this definition" not in page
+
+
 def browse(address: str, script: str, tmp_path: Path) -> subprocess.CompletedProcess[str]:
     """Open the server's page with a script added, on a proxy of its own that adds it; return what the page became."""
     import http.server
