@@ -22,8 +22,14 @@ Pixels = NDArray[np.uint8]
 
 # Pillow registers its rarer formats only when the common ones have failed; a list of accepted formats needs them named.
 Image.init()
+# Pillow's own limit is in two steps, the first a warning; ours, below, is one and is checked from the header.
+Image.MAX_IMAGE_PIXELS = None
+# It also warns of odd metadata, which costs nobody a photo. Once for all, as `catch_warnings` is no good in threads.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 MAX_PIXELS = 100_000_000
+# Scaling 16 and 32 bits to 8 passes through several bytes a pixel.
+MAX_DEEP_PIXELS = 25_000_000
 # Below this ratio of decoded to wanted size, JPEG's own reduced decoding would cost sharpness.
 DRAFT_GAP = 2
 
@@ -74,27 +80,32 @@ def decode(source: Path | bytes, formats: tuple[str, ...] | None = None, wanted_
     if not raw:
         raise ImageError("empty file (0 bytes)")
     try:
-        # Pillow warns of large images; the limit below judges them. It also warns of oddities in metadata.
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(raw), formats=formats) as image:
-                width, height = image.size
-                if width * height > MAX_PIXELS:
-                    raise ImageError(f"{width}x{height} is more than {MAX_PIXELS // 10**6} megapixels")
-                if wanted_px is not None:
-                    _draft(image, wanted_px)
-                image.load()
-                return _to_rgb(ImageOps.exif_transpose(image))
+        with Image.open(io.BytesIO(raw), formats=formats) as image:
+            _require_size(image)
+            if wanted_px is not None:
+                _draft(image, wanted_px)
+            image.load()
+            return _to_rgb(ImageOps.exif_transpose(image))
     except UnidentifiedImageError:
         raise ImageError("not an image in a format that can be read") from None
-    except Image.DecompressionBombError:
-        raise ImageError(f"more than {MAX_PIXELS // 10**6} megapixels") from None
     except ImageError:
         raise
     except MemoryError:
         raise
     except Exception as error:  # Pillow's decoders raise almost any type on damaged files
-        raise ImageError(f"damaged: {error or type(error).__name__}") from None
+        raise ImageError(f"damaged: {' '.join(str(error).split()) or type(error).__name__}") from None
+
+
+def _require_size(image: Image.Image) -> None:
+    """Judge by the header: a few bytes can claim gigabytes of pixels."""
+    limit = MAX_DEEP_PIXELS if _is_deep(image) else MAX_PIXELS
+    if image.width * image.height > limit:
+        depth = " of more than 8 bits" if _is_deep(image) else ""
+        raise ImageError(f"{image.width}x{image.height}{depth} is more than {limit // 10**6} megapixels")
+
+
+def _is_deep(image: Image.Image) -> bool:
+    return image.mode.startswith("I;16") or image.mode in ("I", "F")
 
 
 def _draft(image: Image.Image, wanted_px: int) -> None:
@@ -106,9 +117,9 @@ def _draft(image: Image.Image, wanted_px: int) -> None:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "RGB":
+    if image.mode == "RGB" and "transparency" not in image.info:
         return image
-    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
+    if _is_deep(image):
         values = np.asarray(image, dtype=np.float32)
         # 16-bit photos are scaled by their type's range; 32-bit ones have no agreed range, so by their own.
         top = 65535.0 if image.mode.startswith("I;16") or values.max(initial=0) <= 65535 else float(values.max())

@@ -7,7 +7,6 @@ from typing import Any
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # importing it would otherwise ask the network for news
 import albumentations as A
@@ -44,9 +43,9 @@ class PCAColourShift(A.ImageOnlyTransform):  # type: ignore[misc]  # Albumentati
 
     def get_params(self) -> dict[str, Any]:
         """Draw the three alphas of one photo."""
-        return {"alphas": self.random_generator.normal(0.0, self.sigma, size=3)}
+        return {"alphas": self.random_generator.normal(0.0, self.sigma, size=3).tolist()}
 
-    def apply(self, img: Pixels, alphas: NDArray[np.float64], **_: Any) -> Pixels:
+    def apply(self, img: Pixels, alphas: list[float], **_: Any) -> Pixels:
         return add_colour(img, self.components.shift(np.asarray(alphas)))
 
     def get_transform_init_args_names(self) -> tuple[str, ...]:
@@ -54,15 +53,17 @@ class PCAColourShift(A.ImageOnlyTransform):  # type: ignore[misc]  # Albumentati
 
 
 class Augmentation:
-    """From a decoded training photo to the distorted square the model sees; the same seed gives the same pixels."""
+    """From a training photo to the distorted square the model sees; the same seed gives the same pixels.
+
+    crops: whether it takes photos of any size; else it takes them as validation does, already of the model's size.
+    """
 
     def __init__(self, config: AugmentConfig, image_size: int, components: ColourPCA | None) -> None:
         """components: needed where config.pca_sigma is above 0."""
         size = (image_size, image_size)
         steps: list[Any] = []
-        if config.crop_area is None:
-            steps.append(A.Resize(*size, interpolation=cv2.INTER_CUBIC, area_for_downscale="image"))
-        else:
+        self.crops = config.crop_area is not None
+        if config.crop_area is not None:
             steps.append(
                 A.RandomResizedCrop(
                     size=size,
@@ -81,7 +82,7 @@ class Augmentation:
         self.pipeline = A.Compose(steps)
 
     def __call__(self, pixels: Pixels, seed: int) -> Pixels:
-        """Distort (H, W, 3) uint8 RGB to (image_size, image_size, 3)."""
+        """Distort (H, W, 3) uint8 RGB, of any size if `crops`, to (image_size, image_size, 3)."""
         self.pipeline.set_random_seed(seed)
         distorted: Pixels = self.pipeline(image=pixels)["image"]
         return distorted

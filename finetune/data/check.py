@@ -22,5 +22,6 @@ def main(config: CheckConfig) -> str:
     ]
     lines.append(f"{'all':<{width}}" + "".join(f"{len(manifest.of(split)):>8}" for split in SPLITS))
     lines.append("")
-    lines.append(summarise_skipped(manifest.skipped) if manifest.skipped else "every file can be read")
+    every_one = len(manifest.skipped)
+    lines.append(summarise_skipped(manifest.skipped, every_one) if every_one else "every file can be read")
     return "\n".join(lines)

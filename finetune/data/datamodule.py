@@ -36,10 +36,15 @@ class DistortedPhotos(Dataset[tuple[Tensor, int]]):
     """Training photos, distorted anew in every epoch."""
 
     def __init__(
-        self, paths: Sequence[Path], targets: Sequence[int], augmentation: Augmentation, wanted_px: int, seed: int
+        self,
+        paths: Sequence[Path],
+        targets: Sequence[int],
+        augmentation: Augmentation,
+        preprocessing: Preprocessing,
+        seed: int,
     ) -> None:
         self.paths, self.targets = paths, targets
-        self.augmentation, self.wanted_px, self.seed = augmentation, wanted_px, seed
+        self.augmentation, self.preprocessing, self.seed = augmentation, preprocessing, seed
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -47,7 +52,11 @@ class DistortedPhotos(Dataset[tuple[Tensor, int]]):
     def __getitem__(self, place: tuple[int, int]) -> tuple[Tensor, int]:
         """place: (epoch, number); both seed the distortion, so it does not depend on which worker runs it."""
         epoch, number = place
-        pixels = np.asarray(decode(self.paths[number], wanted_px=self.wanted_px))
+        path = self.paths[number]
+        if self.augmentation.crops:
+            pixels = np.asarray(decode(path, wanted_px=self.preprocessing.image_size))
+        else:
+            pixels = load_pixels(path, self.preprocessing)
         seed = int(np.random.SeedSequence((self.seed, epoch, number)).generate_state(1)[0])
         return _tensor(self.augmentation(pixels, seed)), self.targets[number]
 
@@ -93,7 +102,7 @@ class PhotoData(pl.LightningDataModule):
             self.manifest.paths(photos),
             self.manifest.targets(photos),
             self.augmentation,
-            self.preprocessing.image_size,
+            self.preprocessing,
             self.seed,
         )
         # A last batch of one photo would give batch norm no variance to work with.

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import astuple, dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal
 
 from finetune.data.splits import assign_splits
 from finetune.errors import FinetuneError, ImageError, nearest
@@ -30,7 +30,6 @@ SPLIT_FOLDERS: dict[str, Split] = {
     "validation": "val",
     "test": "test",
 }
-LEAST_PER_CLASS = 2
 
 
 @dataclass(frozen=True)
@@ -94,20 +93,18 @@ def read_manifest(root: Path, val_fraction: float, test_fraction: float, seed: i
 
     Raises FinetuneError where no classifier could be trained: no folder, no photos, one class, a class too small.
     """
+    labels = {folder.label for folder in _class_folders(root)}
     photos = inspect(root, list_photos(root))
-    labels = {photo.label for photo in photos}
-    if not any(not photo.problem for photo in photos):
+    named = {photo.split for photo in photos if not photo.problem}
+    if not named:
         raise FinetuneError(_nothing_found(root, photos))
     if len(labels) == 1:
         raise FinetuneError(f"{root} has one class, '{labels.pop()}'; a classifier needs two or more, a folder each")
-    has_splits = any(photo.split for photo in photos)
-    _require_enough(root, [photo for photo in photos if photo.split in ("", "train")], labels)
-    if has_splits:
-        named = {photo.split for photo in photos}
-        wanted: dict[Split, float] = {} if "val" in named else {"val": val_fraction}
-        pool = {"train"}
-    else:
-        wanted, pool = {"test": test_fraction, "val": val_fraction}, {""}
+    pool = {"", "train"}
+    _require_enough(root, [photo for photo in photos if photo.split in pool], labels, has_val="val" in named)
+    wanted: dict[Split, float] = {} if "val" in named else {"val": val_fraction}
+    if "" in named:
+        wanted["test"] = test_fraction
     free = [photo for photo in photos if photo.split in pool and not photo.problem]
     assigned = assign_splits([(photo.label, photo.sha256) for photo in free], wanted, seed)
     split_of = {photo.path: split for photo, split in zip(free, assigned, strict=True)}
@@ -124,23 +121,10 @@ def read_labelled(root: Path) -> Manifest:
 
 def list_photos(root: Path) -> list[Photo]:
     """Return every file of every class folder, not yet opened; hidden files and folders are passed over."""
-    folders = _visible_folders(root)
-    if "train" in folders and set(folders) <= set(SPLIT_FOLDERS):
-        sources = [
-            (f"{folder}/{label}", label, SPLIT_FOLDERS[folder])
-            for folder in folders
-            for label in _visible_folders(root / folder)
-        ]
-        trained = {label for _, label, split in sources if split == "train"}
-        for folder, label, _ in sources:
-            if label not in trained:
-                raise FinetuneError(f"{root / folder} is a class that {root / 'train'} lacks{nearest(label, trained)}")
-    else:
-        sources = [(label, label, cast(Split, "")) for label in folders]
     return [
-        Photo(path, label, split, sha256="", problem="")
-        for folder, label, split in sources
-        for path in sorted(_files_below(root, folder))
+        Photo(path, folder.label, folder.split, sha256="", problem="")
+        for folder in _class_folders(root)
+        for path in sorted(_files_below(root, folder.path))
     ]
 
 
@@ -148,6 +132,9 @@ def inspect(root: Path, photos: list[Photo]) -> list[Photo]:
     """Read and decode every photo; fills sha256, and problem where a file cannot be used."""
 
     def opened(photo: Photo) -> Photo:
+        if not _is_text(photo.path):
+            readable = photo.path.encode(errors="backslashreplace").decode()
+            return replace(photo, path=readable, problem="its name is not UTF-8; rename it")
         try:
             raw = (root / photo.path).read_bytes()
         except OSError as error:
@@ -167,8 +154,44 @@ def summarise_skipped(skipped: tuple[Photo, ...], at_most: int = 10) -> str:
     lines = [f"skipped {len(skipped)} {'file' if len(skipped) == 1 else 'files'}:"]
     lines += [f"  {photo.path}: {photo.problem}" for photo in skipped[:at_most]]
     if len(skipped) > at_most:
-        lines.append(f"  and {len(skipped) - at_most} more, each with its reason in manifest.csv")
+        lines.append(f"  and {len(skipped) - at_most} more")
     return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class _ClassFolder:
+    """A folder of photos. path: relative to the root; split: empty where the root has no split folders."""
+
+    path: str
+    label: str
+    split: str
+
+
+def _class_folders(root: Path) -> list[_ClassFolder]:
+    names = _visible_folders(root)
+    splits = [name for name in names if name in SPLIT_FOLDERS]
+    others = [name for name in names if name not in SPLIT_FOLDERS]
+    # one class may well be called "test"; several such names are splits
+    if not splits or (others and len(splits) == 1):
+        return [_ClassFolder(name, name, "") for name in names]
+    if others:
+        raise FinetuneError(
+            f"{root} has split folders ({', '.join(splits)}) and others beside them ({', '.join(others)}): "
+            "move the others away, or into the splits as classes"
+        )
+    if "train" not in splits:
+        raise FinetuneError(f"{root} has {' and '.join(splits)} but no train; name the folder of training photos train")
+    found = [
+        _ClassFolder(f"{split}/{label}", label, SPLIT_FOLDERS[split])
+        for split in splits
+        for label in _visible_folders(root / split)
+    ]
+    trained = {folder.label for folder in found if folder.split == "train"}
+    for folder in found:
+        if folder.label not in trained:
+            hint = nearest(folder.label, trained)
+            raise FinetuneError(f"{root / folder.path} is a class that {root / 'train'} lacks{hint}")
+    return found
 
 
 def _visible_folders(root: Path) -> list[str]:
@@ -181,7 +204,23 @@ def _visible_folders(root: Path) -> list[str]:
         raise FinetuneError(f"data.root={root} is a file; give the folder that holds the class folders") from None
     except PermissionError:
         raise FinetuneError(f"data.root={root}: no permission to read this folder") from None
-    return [entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
+    names = [entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
+    for name in names:
+        if not _is_text(name):
+            raise FinetuneError(
+                f"the folder {name.encode(errors='backslashreplace').decode()} in {root} has a name "
+                "that is not UTF-8; rename it"
+            )
+    return names
+
+
+def _is_text(name: str) -> bool:
+    """Whether a file's name can be written into text files; on Linux a name may be any bytes."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _files_below(root: Path, folder: str) -> Iterator[str]:
@@ -198,12 +237,13 @@ def _nothing_found(root: Path, photos: list[Photo]) -> str:
     return f"{root} has no photos in class folders; put them as {root}/CLASS/photo.jpg, one folder a class"
 
 
-def _require_enough(root: Path, training: list[Photo], labels: set[str]) -> None:
+def _require_enough(root: Path, training: list[Photo], labels: set[str], has_val: bool) -> None:
+    least, purpose = (1, "to train on") if has_val else (2, "one to train on and one to validate with")
     usable = Counter(photo.label for photo in training if not photo.problem)
     for label in sorted(labels):
-        if usable[label] < LEAST_PER_CLASS:
+        if usable[label] < least:
             count = f"{usable[label]} usable photo{'' if usable[label] == 1 else 's'}"
             raise FinetuneError(
-                f"class '{label}' in {root} has {count}; it needs at least {LEAST_PER_CLASS}, one to train "
-                "on and one to validate with: add photos or move the folder away"
+                f"class '{label}' in {root} has {count}; it needs at least {least}, {purpose}: "
+                "add photos or move the folder away"
             )

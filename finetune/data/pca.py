@@ -6,6 +6,7 @@ of the RGB values changes a photo as another light would; one vector is added to
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -73,5 +74,5 @@ def add_colour(pixels: Pixels, shift: NDArray[np.float64]) -> Pixels:
 
 def _sample(pixels: Pixels) -> NDArray[np.float64]:
     flat = pixels.reshape(-1, 3)
-    step = max(1, len(flat) // PIXELS_PER_PHOTO)
+    step = math.ceil(len(flat) / PIXELS_PER_PHOTO)
     return flat[::step].astype(np.float64) / 255.0

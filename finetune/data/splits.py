@@ -16,20 +16,22 @@ def assign_splits(
 
     The order within a class is that of a hash of seed and content, so neither names nor folder order matter. A class of
     two or more photos always has one to train and one to validate with; the test split is the first to go without.
+    Copies of one photo in a class stay together.
     """
     assigned: list[Literal["train", "val", "test"]] = ["train"] * len(photos)
     by_class: dict[str, list[int]] = defaultdict(list)
     for number, (label, _) in enumerate(photos):
         by_class[label].append(number)
     for members in by_class.values():
-        order = sorted(members, key=lambda number: digest(str(seed), photos[number][1]))
-        total = len(order)
+        copies: dict[str, list[int]] = defaultdict(list)
+        for number in members:
+            copies[photos[number][1]].append(number)
+        order = sorted(copies, key=lambda content: digest(str(seed), content))
         # "val" is served first and never left empty, so that a tiny class can still be validated
         for split in sorted(fractions, key=lambda name: name != "val"):
-            wanted = round(total * fractions[split])
-            least = 1 if split == "val" else 0
-            count = min(max(wanted, least), len(order) - 1)
-            for number in order[:count]:
-                assigned[number] = split
-            order = order[count:]
+            open_places = max(round(len(members) * fractions[split]), 1 if split == "val" else 0)
+            while open_places > 0 and len(order) > 1:
+                for number in copies[order.pop(0)]:
+                    assigned[number] = split
+                    open_places -= 1
     return assigned

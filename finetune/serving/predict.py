@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,7 +35,7 @@ def main(config: PredictConfig) -> str:
     predictor = Predictor(bundle.model, card.labels, card.preprocessing, config.device)
     header = ["path", "label", "probability", "error", *(card.labels if config.probabilities else ())]
     counts: Counter[str] = Counter()
-    with replacing(config.output) as beside, beside.open("w", newline="", encoding="utf-8") as file:
+    with replacing(config.output) as beside, _csv(beside) as file:
         writer = csv.writer(file)
         writer.writerow(header)
         rows = _rows(predictor, paths, config.batch_size, config.probabilities)
@@ -70,6 +71,11 @@ def _rows(predictor: Predictor, paths: list[Path], batch_size: int, all_classes:
             best = predictor.explain(probabilities, top=1)
             columns = [f"{value:.6f}" for value in probabilities] if all_classes else []
             yield path, [best.label, f"{best.probability:.6f}", "", *columns]
+
+
+def _csv(path: Path) -> TextIO:
+    # a photo's name may be any bytes on Linux; what is no text is written as escapes
+    return path.open("w", newline="", encoding="utf-8", errors="backslashreplace")
 
 
 def _list_files(source: Path) -> list[Path]:

@@ -75,7 +75,7 @@ def _read(config: TrainConfig) -> Manifest:
     data = config.data
     manifest = read_manifest(data.root, data.val_fraction, data.test_fraction, config.seed)
     if manifest.skipped:
-        log.warning("%s", summarise_skipped(manifest.skipped))
+        log.warning("%s (reasons: %s)", summarise_skipped(manifest.skipped), Run(config.output).manifest)
     return manifest
 
 

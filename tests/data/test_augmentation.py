@@ -7,7 +7,6 @@ import sys
 from typing import Any
 
 import albumentations as A
-import cv2
 import numpy as np
 import pytest
 from hydra import compose, initialize_config_dir
@@ -77,21 +76,12 @@ def test_the_photo_itself_is_left_alone(standard: Augmentation) -> None:
     assert np.array_equal(given, photo())
 
 
-@pytest.mark.parametrize("name", ["none", "standard"])
 @pytest.mark.parametrize(("width", "height"), [(80, 60), (60, 80), (32, 32), (10, 7), (1, 1), (300, 20), (1, 200)])
-def test_every_shape_becomes_the_square(name: str, width: int, height: int) -> None:
-    distort = Augmentation(option(name), SIZE, COMPONENTS)
+def test_every_shape_becomes_the_square(width: int, height: int) -> None:
+    distort = Augmentation(option("standard"), SIZE, COMPONENTS)
     for seed in range(3):
         got = distort(photo(width, height), seed)
         assert (got.shape, got.dtype) == ((SIZE, SIZE, 3), np.dtype(np.uint8))
-
-
-@pytest.mark.parametrize(
-    ("width", "height", "interpolation"), [(80, 60, cv2.INTER_AREA), (20, 16, cv2.INTER_CUBIC)], ids=["down", "up"]
-)
-def test_no_augmentation_is_a_plain_resize(width: int, height: int, interpolation: int) -> None:
-    want = cv2.resize(photo(width, height), (SIZE, SIZE), interpolation=interpolation)
-    assert np.array_equal(Augmentation(option("none"), SIZE, None)(photo(width, height), seed=1), want)
 
 
 def test_no_augmentation_of_a_photo_of_the_right_size_is_the_photo() -> None:
@@ -198,7 +188,6 @@ def test_the_colour_shift_is_replayed_on_another_photo() -> None:
     assert differences(again["image"], other) == differences(first["image"], original)
 
 
-@pytest.mark.xfail(strict=True, reason="get_params draws an ndarray, which JSON cannot hold")
 def test_the_draws_of_the_colour_shift_can_be_written_as_json() -> None:
     recorded = A.ReplayCompose([PCAColourShift(VALUES, VECTORS, 1.0)])
     recorded.set_random_seed(0)

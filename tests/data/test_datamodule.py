@@ -161,3 +161,12 @@ def test_a_shuffle_depends_on_seed_and_epoch_and_nothing_else() -> None:
 def test_auto_workers_are_the_cores_but_not_too_many(manifest: Manifest) -> None:
     assert data(manifest, num_workers="auto").num_workers == min(usable_cores(), MOST_WORKERS)
     assert data(manifest, num_workers=3).num_workers == 3
+
+
+def test_without_a_crop_training_sees_a_photo_as_validation_does(manifest: Manifest) -> None:
+    config = AugmentConfig(horizontal_flip=0, vertical_flip=0, crop_area=None, crop_ratio=(0.75, 1.3333), pca_sigma=0)
+    preprocessing = Preprocessing(image_size=SIZE, fit="crop")
+    module = PhotoData(manifest, preprocessing, Augmentation(config, SIZE, None), 12, num_workers=0, seed=0)
+    ((images, _),) = epochs(module, 1)[0]
+    wanted = {load_pixels(path, preprocessing).tobytes() for path in manifest.paths(manifest.of("train"))}
+    assert {image.numpy().tobytes() for image in images} == wanted

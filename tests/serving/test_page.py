@@ -59,7 +59,8 @@ def test_a_picked_photo_is_answered_with_bars(
 def test_the_interactive_docs_show_the_interface(server: Server, tmp_path: Path) -> None:
     command = [str(CHROMIUM), *FLAGS, f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", f"{server.address}/docs"]
     page = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
-    assert "Classify one photo or several." in page
+    for route in ("/predict", "/models", "/healthz", "/readyz"):
+        assert f'data-path="{route}"' in page
     assert "Unable to render this definition" not in page
 
 
