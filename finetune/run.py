@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
@@ -12,6 +13,7 @@ from typing import Any, Literal
 
 import safetensors.torch
 import yaml
+from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 import finetune
@@ -24,6 +26,7 @@ from finetune.models.classifier import Classifier
 from finetune.preprocess import Preprocessing
 
 State = Literal["new", "interrupted", "finished"]
+LOCK = ".lock"
 
 
 class Result(BaseModel):
@@ -95,8 +98,27 @@ class Run:
     def report(self) -> Path:
         return self.path / "report.html"
 
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Hold the folder for this process; raises FinetuneError where it is no run's or another process trains there.
+
+        The lock goes with the process, however that ends.
+        """
+        if not self.config.is_file():
+            self._require_empty()
+        self.path.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.path / LOCK, timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise FinetuneError(
+                f"output={self.path} is being trained by another process; wait for it, or choose another output="
+            ) from None
+        with lock:
+            yield
+
     def begin(self, config: TrainConfig) -> State:
-        """Claim the folder for this configuration; raises FinetuneError where it holds another run, or no run."""
+        """Note the configuration, or compare it with the one noted; raises FinetuneError where they differ."""
         wanted = config.model_dump(mode="json")
         if self.config.is_file():
             difference = _first_difference(yaml.safe_load(self.config.read_text(encoding="utf-8")), wanted)
@@ -105,10 +127,12 @@ class Run:
                     f"output={self.path} holds another run: {difference}; choose another output=, or delete that folder"
                 )
             return "finished" if self.result.is_file() else "interrupted"
-        if self.path.is_file() or (self.path.is_dir() and any(self.path.iterdir())):
-            raise FinetuneError(f"output={self.path} exists and is no run folder; choose another output=")
         write_text(self.config, yaml.safe_dump(wanted, sort_keys=False))
         return "new"
+
+    def _require_empty(self) -> None:
+        if self.path.is_file() or (self.path.is_dir() and any(entry.name != LOCK for entry in self.path.iterdir())):
+            raise FinetuneError(f"output={self.path} exists and is no run folder; choose another output=")
 
     def save_weights(self, classifier: Classifier) -> None:
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in classifier.state_dict().items()}

@@ -31,11 +31,15 @@ def main(config: TrainConfig) -> str:
     config = config.model_copy(update={"data": config.data.model_copy(update={"root": config.data.root.absolute()})})
     spec = describe_backbone(config.model.backbone)
     run = Run(config.output)
+    # bad photos are reported before a folder is made, and a finished run needs none
     manifest = None if run.config.is_file() else _read(config)
-    state = run.begin(config)
-    if state == "finished":
-        return f"already finished: {run.path}\n{summarise(FinishedRun(run.path).result)}"
-    manifest = manifest or _read(config)
+    with run.claimed():
+        if run.begin(config) == "finished":
+            return f"already finished: {run.path}\n{summarise(FinishedRun(run.path).result)}"
+        return _train(config, spec, manifest or _read(config), run)
+
+
+def _train(config: TrainConfig, spec: BackboneSpec, manifest: Manifest, run: Run) -> str:
     manifest.save(run.manifest)
     started = time.monotonic()
     depth = choose_depth(config.freeze, len(manifest.of("train")))

@@ -142,6 +142,26 @@ def test_a_folder_that_is_no_run_is_refused(photos: Path, tmp_path: Path, capsys
     assert capsys.readouterr().err.strip() == message
 
 
+def test_two_trainings_at_once_do_not_share_a_folder(photos: Path, tmp_path: Path) -> None:
+    words = [*TINY, "freeze=full", "data.batch_size=4", "trainer.max_epochs=1000", "trainer.patience=1000"]
+    command = [sys.executable, "-m", "finetune", "train", f"data.root={photos}", f"output={tmp_path / 'run'}", *words]
+    first = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 120
+        while not (tmp_path / "run" / "config.yaml").exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        second = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert first.poll() is None
+    finally:
+        first.kill()
+        first.wait()
+    assert second.returncode == 2
+    assert second.stderr.strip() == (
+        f"finetune train: output={tmp_path / 'run'} is being trained by another process; "
+        "wait for it, or choose another output="
+    )
+
+
 def test_a_run_without_test_photos_has_no_test_accuracy(tmp_path: Path) -> None:
     photos = paint_folder(tmp_path / "photos", per_class=2)
     assert run(["train", f"data.root={photos}", f"output={tmp_path / 'run'}", *TINY]) == 0
