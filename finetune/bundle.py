@@ -6,14 +6,14 @@ NAME/config.pbtxt    NAME/labels.txt    NAME/1/model.onnx    NAME/1/bundle.json
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from uuid import uuid4
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from finetune.errors import FinetuneError, nearest
-from finetune.files import sha256, write_json, write_text
+from finetune.files import make_folder, sha256, write_json, write_text
 from finetune.preprocess import Preprocessing
 
 SCHEMA = 1
@@ -130,23 +130,32 @@ def find_bundles(repository: Path) -> list[Bundle]:
     return [open_bundle(folder) for folder in folders]
 
 
-def stage(repository: Path, name: str) -> Path:
-    """Make an empty folder beside the bundle's place, on the same disk, to be handed to `publish`."""
-    staging = repository / f".{name}-staging"
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir(parents=True)
+def stage(repository: Path) -> Path:
+    """Make an empty hidden folder on the repository's disk, to be handed to `publish`."""
+    make_folder(repository)
+    staging = repository / f".staging-{uuid4().hex[:8]}"
+    staging.mkdir()
     return staging
 
 
 def publish(staging: Path, repository: Path, info: BundleInfo) -> Bundle:
-    """Move a staged model.onnx into the repository as the next version; all of it appears at once."""
+    """Move a staged model.onnx into the repository as the next version; it appears whole, at once."""
     home = repository / info.model.name
     number = max(_versions(home), default=0) + 1
     write_json(staging / "bundle.json", info.model_dump(mode="json"))
-    home.mkdir(parents=True, exist_ok=True)
-    write_text(home / "labels.txt", "".join(f"{label}\n" for label in info.model.labels))
-    write_text(home / "config.pbtxt", triton_config(info.model))
-    return Bundle(staging.replace(home / str(number)), info)
+    if home.is_dir():
+        version = staging.replace(home / str(number))
+        _describe(home, info.model)
+        return Bundle(version, info)
+    whole = stage(repository)
+    staging.replace(whole / str(number))
+    _describe(whole, info.model)
+    return Bundle(whole.replace(home) / str(number), info)
+
+
+def _describe(model: Path, card: ModelCard) -> None:
+    write_text(model / "labels.txt", "".join(f"{label}\n" for label in card.labels))
+    write_text(model / "config.pbtxt", triton_config(card))
 
 
 def triton_config(card: ModelCard) -> str:

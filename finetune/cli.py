@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import logging
 import os
@@ -14,7 +15,20 @@ from typing import Any, NoReturn
 from finetune import config
 from finetune.errors import FinetuneError, nearest
 
-DONE, FAULT, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
+DONE, WRONG_INPUT, INTERRUPTED = 0, 2, 130
+# What the system says of a disk or a folder; any other OSError is our fault and keeps its traceback.
+OUTSIDE = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EISDIR,
+    errno.ENOTDIR,
+    errno.EEXIST,
+    errno.ENAMETOOLONG,
+}
 
 
 @dataclass(frozen=True)
@@ -58,13 +72,19 @@ def run(argv: list[str]) -> int:
     except FinetuneError as error:
         print(f"finetune {name}: {error}" if name in COMMANDS else f"finetune: {error}", file=sys.stderr)
         return error.exit_code
-    except KeyboardInterrupt:
-        print(f"finetune {name}: interrupted", file=sys.stderr)
-        return INTERRUPTED
     except BrokenPipeError:
         # the reader of our output (`| head`) has gone; Python would complain once more when it closes stdout
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
+    except OSError as error:
+        if error.errno not in OUTSIDE:
+            raise
+        place = f": {error.filename}" if error.filename else ""
+        print(f"finetune {name}: {error.strerror}{place}", file=sys.stderr)
+        return WRONG_INPUT
+    except KeyboardInterrupt:
+        print(f"finetune {name}: interrupted", file=sys.stderr)
+        return INTERRUPTED
     return DONE
 
 
@@ -95,7 +115,7 @@ def _through_hydra(name: str, arguments: list[str]) -> None:
             failures.append(failure)
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra would print its own exceptions too, and exit with 1
-    program, sys.argv = sys.argv, [f"finetune {name}", *arguments]
+    program, sys.argv = sys.argv, [f"finetune {name}", *_quoted(name, arguments)]
     try:
         hydra.main(version_base="1.3", config_path=str(conf_dir().resolve()), config_name=name)(job)()
     except Exception as error:
@@ -107,6 +127,21 @@ def _through_hydra(name: str, arguments: list[str]) -> None:
         sys.argv = program
     if failures:
         raise failures[0]
+
+
+def _quoted(name: str, arguments: list[str]) -> list[str]:
+    """Quote paths for Hydra's grammar, to which blanks, commas, brackets, = and ~ in them would mean something."""
+    if "--multirun" in arguments or "-m" in arguments:
+        return arguments  # there a comma separates values
+    paths = config.path_keys(COMMANDS[name].schema) | {"model.weights"}
+    quoted = []
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        as_is = not value or value == "null" or value[0] in "'\"" or "${" in value
+        if key in paths and equals and not as_is:
+            argument = f"{key}='{value.replace(chr(39), chr(92) + chr(39))}'"
+        quoted.append(argument)
+    return quoted
 
 
 def _execute(name: str, values: dict[str, Any]) -> None:
@@ -155,7 +190,7 @@ def _explain(name: str, arguments: list[str], error: Exception) -> str:
             return f"unknown key '{key}'{nearest(key, [*known, *groups])} (finetune {name} --help lists every key)"
     cause = error.__cause__ or error
     text = str(cause).strip().splitlines()[0]
-    return f"{text} (quote values with blanks or commas twice: 'data.root=\"my photos, new\"')"
+    return f"{text} (a value with any of ,=()[]{{}}~ in it takes quotes inside quotes: 'key=\"value\"')"
 
 
 def _groups(name: str) -> dict[str, list[str]]:

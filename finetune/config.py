@@ -7,13 +7,28 @@ Hydra composes `conf/*.yaml`, which holds the defaults; these models judge the r
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from finetune.errors import FinetuneError, nearest
 
+
+def _ascending(pair: tuple[float, float]) -> tuple[float, float]:
+    if not 0 < pair[0] <= pair[1]:
+        raise ValueError("give the least and then the largest, both above 0")
+    return pair
+
+
+def _not_empty(value: Any) -> Any:
+    if value == "":
+        raise ValueError("give a path")
+    # Hydra reads a folder called 2024 as a number
+    return str(value) if isinstance(value, int | float) else value
+
+
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Place = Annotated[Path, BeforeValidator(_not_empty), AfterValidator(Path.expanduser)]
 Photos = Annotated[int, Field(ge=0)]
 
 
@@ -24,14 +39,16 @@ class Section(BaseModel):
 
 
 class DataConfig(Section):
-    root: Path = Field(description="folder of photos: root/CLASS/* or root/{train,val,test}/CLASS/*")
+    root: Place = Field(description="folder of photos: root/CLASS/* or root/{train,val,test}/CLASS/*")
     image_size: Literal["auto"] | Annotated[int, Field(ge=32, le=2048)] = Field(
         description="side of the square the model sees, in px; auto: the probe tries several, else the backbone's own"
     )
     fit: Literal["squash", "crop"] = Field(
         description="squash: scale both sides, all of the photo stays visible; crop: keep the shape, cut the centre"
     )
-    batch_size: Annotated[int, Field(ge=1)] = Field(description="photos per training step")
+    batch_size: Annotated[int, Field(ge=2)] = Field(
+        description="photos per training step, at least two, as batch norm needs"
+    )
     val_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(
         description="share of each class that chooses between candidates, where the folder has no val/"
     )
@@ -83,10 +100,12 @@ class AugmentConfig(Section):
 
     horizontal_flip: Fraction = Field(description="chance of mirroring left to right")
     vertical_flip: Fraction = Field(description="chance of mirroring top to bottom")
-    crop_area: tuple[Fraction, Fraction] | None = Field(
+    crop_area: Annotated[tuple[Fraction, Fraction], AfterValidator(_ascending)] | None = Field(
         description="random resized crop: least and largest share of the photo's area; null: no crop"
     )
-    crop_ratio: tuple[float, float] = Field(description="random resized crop: least and largest width over height")
+    crop_ratio: Annotated[tuple[float, float], AfterValidator(_ascending)] = Field(
+        description="random resized crop: least and largest width over height"
+    )
     pca_sigma: Annotated[float, Field(ge=0)] = Field(
         description="PCA colour shift: standard deviation of its three draws (AlexNet: 0.1); 0: none"
     )
@@ -123,11 +142,11 @@ class TrainConfig(Section):
     schedule: ScheduleConfig
     trainer: TrainerConfig
     seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(description="decides splits, order, augmentation, head weights")
-    output: Path = Field(description="the run folder to write; the same command again resumes or says it is finished")
+    output: Place = Field(description="the run folder to write; the same command again resumes or says it is finished")
 
 
 class CheckDataConfig(Section):
-    root: Path = Field(description="folder of photos, as for train")
+    root: Place = Field(description="folder of photos, as for train")
     val_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(description="as for train")
     test_fraction: Annotated[float, Field(ge=0, lt=1)] = Field(description="as for train")
 
@@ -140,23 +159,23 @@ class CheckConfig(Section):
 
 
 class EvaluateDataConfig(Section):
-    root: Path | None = Field(description="another labelled folder, all of it; null: the run's own split")
+    root: Place | None = Field(description="another labelled folder, all of it; null: the run's own split")
 
 
 class EvaluateConfig(Section):
     """Measure a run's model, in torch, on its test split or on another folder."""
 
-    run: Path = Field(description="run folder of `finetune train`")
+    run: Place = Field(description="run folder of `finetune train`")
     data: EvaluateDataConfig
     split: Literal["train", "val", "test"] = Field(description="which split of the run's own photos")
-    output: Path | None = Field(description="folder for predictions.csv and report.html; null: RUN/evaluation")
+    output: Place | None = Field(description="folder for predictions.csv and report.html; null: RUN/evaluation")
 
 
 class ExportConfig(Section):
     """Turn a run into a bundle: one ONNX file, checked against the trained model photo by photo."""
 
-    run: Path = Field(description="run folder of `finetune train`")
-    output: Path = Field(description="model repository to write the bundle into")
+    run: Place = Field(description="run folder of `finetune train`")
+    output: Place = Field(description="model repository to write the bundle into")
     name: str | None = Field(
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$", description="the model's name in it; null: the run folder's name"
     )
@@ -168,18 +187,18 @@ class ExportConfig(Section):
 class PredictConfig(Section):
     """Classify a photo or a folder of photos with a bundle; needs no torch."""
 
-    model: Path = Field(description="bundle: the model's folder in a repository, or one version of it")
-    input: Path = Field(description="a photo, or a folder that is searched through")
-    output: Path = Field(description="CSV file to write: path,label,probability,error")
+    model: Place = Field(description="bundle: the model's folder in a repository, or one version of it")
+    input: Place = Field(description="a photo, or a folder that is searched through")
+    output: Place = Field(description="CSV file to write: path,label,probability,error")
     probabilities: bool = Field(description="add one column a class")
-    batch_size: Annotated[int, Field(ge=1)] = Field(description="photos per model call")
+    batch_size: Annotated[int, Field(ge=1, le=256)] = Field(description="photos per model call")
     device: Literal["auto", "cpu", "cuda"] = Field(description="auto: cuda if it works, else cpu")
 
 
 class ServeConfig(Section):
     """Serve every bundle of a model repository over HTTP."""
 
-    models: Path = Field(description="model repository, or the folder of one model")
+    models: Place = Field(description="model repository, or the folder of one model")
     host: str = Field(description="address to listen on; 0.0.0.0 for every interface")
     port: Annotated[int, Field(ge=0, le=65535)] = Field(description="port to listen on; 0 takes a free one")
     device: Literal["auto", "cpu", "cuda"] = Field(description="auto: cuda if it works, else cpu; cuda: cuda or refuse")
@@ -222,6 +241,18 @@ def describe(schema: type[Section], prefix: str = "") -> dict[str, str]:
     return keys
 
 
+def path_keys(schema: type[Section], prefix: str = "") -> set[str]:
+    """Return every dotted key of a schema that names a file or folder."""
+    keys: set[str] = set()
+    for name, field in schema.model_fields.items():
+        nested = field.annotation
+        if isinstance(nested, type) and issubclass(nested, Section):
+            keys |= path_keys(nested, f"{prefix}{name}.")
+        elif nested is Path or Path in get_args(nested) or Place in get_args(nested):
+            keys.add(prefix + name)
+    return keys
+
+
 def _explain(schema: type[Section], problem: Any) -> str:
     known = describe(schema)
     path = [str(part) for part in problem["loc"]]
@@ -231,5 +262,6 @@ def _explain(schema: type[Section], problem: Any) -> str:
         return f"unknown key '{key}'{nearest(key, known)}"
     if problem["type"] == "missing":
         return f"{key} is missing: {known.get(key, '')}"
-    reason = problem["msg"][:1].lower() + problem["msg"][1:]
+    message = problem["msg"].removeprefix("Value error, ")
+    reason = message[:1].lower() + message[1:]
     return f"{key}={problem['input']} is wrong: {reason} ({known.get(key, '')})"

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from finetune.errors import FinetuneError
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -17,7 +19,9 @@ def replacing(path: Path) -> Iterator[Path]:
 
     A process killed inside the block leaves `path` as it was.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
+    if path.is_dir():
+        raise FinetuneError(f"{path} is a folder; name a file")
     # The final suffix stays last: some writers choose their format by it.
     beside = path.with_name(f".{path.stem}-{uuid4().hex[:8]}{path.suffix}")
     try:
@@ -25,6 +29,15 @@ def replacing(path: Path) -> Iterator[Path]:
         beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it; raises FinetuneError where that cannot be."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise FinetuneError(f"{path} cannot be made: {reason}; choose a folder that can be written") from None
 
 
 def write_text(path: Path, text: str) -> None:

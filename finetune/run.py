@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,9 +18,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 import finetune
 from finetune.config import TrainConfig
-from finetune.data.manifest import Manifest
+from finetune.data.manifest import Manifest, Photo
 from finetune.errors import FinetuneError, nearest
-from finetune.files import replacing, sha256, write_json, write_text
+from finetune.files import make_folder, replacing, sha256, write_json, write_text
 from finetune.models.backbone import BackboneSpec, FeatureSet, build_empty_backbone
 from finetune.models.classifier import Classifier
 from finetune.preprocess import Preprocessing
@@ -106,7 +106,7 @@ class Run:
         """
         if not self.config.is_file():
             self._require_empty()
-        self.path.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path)
         lock = FileLock(self.path / LOCK, timeout=0)
         try:
             lock.acquire()
@@ -120,8 +120,10 @@ class Run:
     def begin(self, config: TrainConfig) -> State:
         """Note the configuration, or compare it with the one noted; raises FinetuneError where they differ."""
         wanted = config.model_dump(mode="json")
-        if self.config.is_file():
-            difference = _first_difference(yaml.safe_load(self.config.read_text(encoding="utf-8")), wanted)
+        # nothing has been computed before there are features or checkpoints: a mistake is corrected in place
+        begun = any(path.exists() for path in (self.features, self.checkpoints, self.weights, self.result))
+        if self.config.is_file() and begun:
+            difference = _first_difference(_read_config(self.config), wanted)
             if difference:
                 raise FinetuneError(
                     f"output={self.path} holds another run: {difference}; choose another output=, or delete that folder"
@@ -138,6 +140,7 @@ class Run:
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in classifier.state_dict().items()}
         with replacing(self.weights) as beside:
             safetensors.torch.save_file(tensors, beside)
+            beside.chmod(0o644)  # it writes files that nobody else may read
 
     def save_result(self, result: Result) -> None:
         write_json(self.result, result.model_dump(mode="json"))
@@ -159,11 +162,23 @@ class FinishedRun:
             self.result = Result.model_validate_json(self.files.result.read_text(encoding="utf-8"))
         except ValidationError as error:
             raise FinetuneError(f"{self.files.result} is damaged: {error.errors()[0]['msg']}") from None
-        self.root = Path(yaml.safe_load(self.files.config.read_text(encoding="utf-8"))["data"]["root"])
+        self.root = Path(_read_config(self.files.config)["data"]["root"])
 
     @cached_property
     def manifest(self) -> Manifest:
+        if not self.files.manifest.is_file():
+            raise FinetuneError(f"{self.files.manifest} is missing: which photos this run used is not known any more")
         return Manifest.load(self.files.manifest, self.root)
+
+    def require(self, photos: Sequence[Photo]) -> tuple[Photo, ...]:
+        """Return the photos; raises FinetuneError where files of theirs are gone."""
+        gone = [photo.path for photo in photos if not (self.root / photo.path).is_file()]
+        if gone:
+            raise FinetuneError(
+                f"{len(gone)} of the {len(photos)} photos to compare on are gone, the first is {self.root / gone[0]}; "
+                "this needs the run's photos where they were"
+            )
+        return tuple(photos)
 
     @cached_property
     def weights_sha256(self) -> str:
@@ -180,6 +195,15 @@ class FinishedRun:
         except (OSError, safetensors.SafetensorError) as error:
             raise FinetuneError(f"{self.files.weights} cannot be read: {error}") from None
         return classifier.eval()
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values["data"]["root"]
+    except (yaml.YAMLError, UnicodeDecodeError, TypeError, KeyError):
+        raise FinetuneError(f"{path} is damaged; delete that folder, or choose another") from None
+    return dict(values)
 
 
 def versions() -> dict[str, str]:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import resource
+import signal
 from pathlib import Path
 
 import pytest
@@ -7,7 +9,7 @@ import yaml
 
 from finetune.cli import COMMANDS, conf_dir, run
 from finetune.config import describe
-from tests.conftest import TINY, run_finetune
+from tests.conftest import TINY, paint_folder, run_finetune
 
 
 def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
@@ -149,3 +151,66 @@ def test_models_lists_where_weights_come_from(capsys: pytest.CaptureFixture[str]
     assert run(["models", "filter='tf_efficientnet_lite*'", "offline=true"]) == 0
     assert "tf_efficientnet_lite4" not in capsys.readouterr().out
     assert "no architecture has such a name" in refused(capsys, "models", "filter=nosuchnet")
+
+
+@pytest.mark.parametrize("folder", ["2024", "my photos, new", "p(1)", "a=b", "it's", "~x", "{set}", "ünï", "[b]", "x:y"])
+def test_any_folder_name_is_taken_as_it_is(folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    photos = paint_folder(tmp_path / folder, per_class=2)
+    assert run(["check", f"data.root={photos}"]) == 0
+    assert "every file can be read" in capsys.readouterr().out
+
+
+def test_a_relative_number_is_a_folder_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paint_folder(tmp_path / "2024", per_class=2)
+    monkeypatch.chdir(tmp_path)
+    assert run(["check", "data.root=2024"]) == 0
+
+
+def test_an_empty_path_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert refused(capsys, "check", "data.root=").startswith("finetune check: data.root= is wrong: give a path (")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["augment.crop_area=[1.0,0.5]"], "give the least and then the largest, both above 0"),
+        (["augment.crop_ratio=[0,1]"], "give the least and then the largest, both above 0"),
+        (["data.batch_size=1"], "data.batch_size=1 is wrong: input should be greater than or equal to 2"),
+        (["model.backbone=resnet50.a1_in2k"], "no such weights; did you mean 'a1_in1k'? (there are "),
+        (
+            ["model.backbone=test_vit", "model.weights=none", "data.image_size=100"],
+            "test_vit cannot take data.image_size=100: ",
+        ),
+    ],
+)
+def test_wrong_values_are_input_errors(
+    words: list[str], message: str, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert message in refused(capsys, "train", f"data.root={photos}", f"output={tmp_path / 'run'}", *words)
+
+
+def test_outputs_that_cannot_be_written_are_said(
+    photos: Path, tmp_path: Path, tiny_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    capsys.readouterr()
+    said = refused(capsys, "train", f"data.root={photos}", f"output={file / 'run'}", *TINY)
+    assert said == f"finetune train: {file / 'run'} cannot be made: not a directory; choose a folder that can be written"
+    said = refused(capsys, "export", f"run={tiny_run}", f"output={file}")
+    assert f"{file} cannot be made" in said
+
+
+def test_a_full_disk_is_said_and_leaves_nothing_half_written(photos: Path, tmp_path: Path) -> None:
+    def small_files() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+
+    words = ("train", f"data.root={photos}", f"output={tmp_path / 'run'}", *TINY)
+    done = run_finetune(*words, preexec_fn=small_files)
+    assert done.returncode == 2
+    assert "File too large" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list((tmp_path / "run").glob("*.safetensors"))
+    done = run_finetune(*words)
+    assert done.returncode == 0, done.stderr

@@ -135,6 +135,8 @@ def inspect(root: Path, photos: list[Photo]) -> list[Photo]:
         if not _is_text(photo.path):
             readable = photo.path.encode(errors="backslashreplace").decode()
             return replace(photo, path=readable, problem="its name is not UTF-8; rename it")
+        if (root / photo.path).exists() and not (root / photo.path).is_file():
+            return replace(photo, problem="not a regular file")
         try:
             raw = (root / photo.path).read_bytes()
         except OSError as error:
@@ -169,8 +171,8 @@ class _ClassFolder:
 
 def _class_folders(root: Path) -> list[_ClassFolder]:
     names = _visible_folders(root)
-    splits = [name for name in names if name in SPLIT_FOLDERS]
-    others = [name for name in names if name not in SPLIT_FOLDERS]
+    splits = [name for name in names if name.lower() in SPLIT_FOLDERS]
+    others = [name for name in names if name.lower() not in SPLIT_FOLDERS]
     # one class may well be called "test"; several such names are splits
     if not splits or (others and len(splits) == 1):
         return [_ClassFolder(name, name, "") for name in names]
@@ -179,10 +181,10 @@ def _class_folders(root: Path) -> list[_ClassFolder]:
             f"{root} has split folders ({', '.join(splits)}) and others beside them ({', '.join(others)}): "
             "move the others away, or into the splits as classes"
         )
-    if "train" not in splits:
+    if "train" not in (split.lower() for split in splits):
         raise FinetuneError(f"{root} has {' and '.join(splits)} but no train; name the folder of training photos train")
     found = [
-        _ClassFolder(f"{split}/{label}", label, SPLIT_FOLDERS[split])
+        _ClassFolder(f"{split}/{label}", label, SPLIT_FOLDERS[split.lower()])
         for split in splits
         for label in _visible_folders(root / split)
     ]
@@ -206,10 +208,10 @@ def _visible_folders(root: Path) -> list[str]:
         raise FinetuneError(f"data.root={root}: no permission to read this folder") from None
     names = [entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
     for name in names:
-        if not _is_text(name):
+        if not _is_text(name) or not name.isprintable():
             raise FinetuneError(
                 f"the folder {name.encode(errors='backslashreplace').decode()} in {root} has a name "
-                "that is not UTF-8; rename it"
+                "that cannot be written in a line of UTF-8; rename it"
             )
     return names
 
@@ -239,7 +241,8 @@ def _nothing_found(root: Path, photos: list[Photo]) -> str:
 
 def _require_enough(root: Path, training: list[Photo], labels: set[str], has_val: bool) -> None:
     least, purpose = (1, "to train on") if has_val else (2, "one to train on and one to validate with")
-    usable = Counter(photo.label for photo in training if not photo.problem)
+    # copies count once: they all go into one split
+    usable = Counter(label for label, _ in {(photo.label, photo.sha256) for photo in training if not photo.problem})
     for label in sorted(labels):
         if usable[label] < least:
             count = f"{usable[label]} usable photo{'' if usable[label] == 1 else 's'}"

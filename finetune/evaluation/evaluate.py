@@ -24,6 +24,8 @@ def main(config: EvaluateConfig) -> str:
     photos = manifest.of(config.split if config.data.root is None else "test")
     if not photos:
         raise FinetuneError(f"run={config.run} has no {config.split} photos; choose another split=, or give data.root=")
+    if config.data.root is None:
+        run.require(photos)
     classifier = run.classifier()
     logits = score_with_torch(classifier, run.result.preprocessing, manifest.paths(photos))
     probabilities = torch.softmax(logits / classifier.temperature, dim=1).numpy()

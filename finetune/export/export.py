@@ -33,7 +33,7 @@ def main(config: ExportConfig) -> str:
         return f"already exported: {existing.folder}\n{_summary(existing)}"
     photos = _photos_to_compare(run)
     classifier = run.classifier()
-    staging = stage(config.output, name)
+    staging = stage(config.output)
     try:
         card = _card(run, name, classifier)
         model = staging / "model.onnx"
@@ -88,13 +88,7 @@ def _card(run: FinishedRun, name: str, classifier: Classifier) -> ModelCard:
 def _photos_to_compare(run: FinishedRun) -> tuple[Photo, ...]:
     """Return the test photos, or the validation photos of a run without any; every file must still be there."""
     photos = run.manifest.of("test") or run.manifest.of("val")
-    gone = [photo.path for photo in photos if not (run.root / photo.path).is_file()]
-    if gone:
-        raise FinetuneError(
-            f"{len(gone)} of the {len(photos)} photos to compare on are gone, the first is {run.root / gone[0]}; "
-            "export needs the run's photos where they were"
-        )
-    return photos
+    return run.require(photos)
 
 
 def _same_export(model: Path, run: FinishedRun) -> Bundle | None:

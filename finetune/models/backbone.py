@@ -90,6 +90,10 @@ def require_known(name: str) -> str:
             f"model.backbone={name}: timm has no such architecture{nearest(name, timm.list_models())} "
             "(`finetune models filter='*net*'` lists them)"
         )
+    architecture, _, tag = name.partition(".")
+    tags = [known.partition(".")[2] for known in timm.list_pretrained(f"{architecture}.*")]
+    if tag and tag not in tags:
+        raise FinetuneError(f"model.backbone={name}: no such weights{nearest(tag, tags)} (there are {', '.join(tags)})")
     return name
 
 
@@ -103,15 +107,21 @@ def build_backbone(name: str, image_size: int, weights: str) -> tuple[Backbone, 
     """Create an architecture with pretrained weights and no classifier; return it and where its weights came from."""
     network = _create(name, image_size)
     origin = load_pretrained(network, name, weights)
-    network.reset_classifier(0)  # type: ignore[operator]
-    return Backbone(network, image_size), origin
+    return _without_classifier(network, name, image_size), origin
 
 
 def build_empty_backbone(name: str, image_size: int) -> Backbone:
     """Create an architecture whose weights are about to be loaded from a run."""
-    network = _create(name, image_size)
+    return _without_classifier(_create(name, image_size), name, image_size)
+
+
+def _without_classifier(network: nn.Module, name: str, image_size: int) -> Backbone:
     network.reset_classifier(0)  # type: ignore[operator]
-    return Backbone(network, image_size)
+    try:
+        return Backbone(network, image_size)
+    except (AssertionError, RuntimeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise FinetuneError(f"{name} cannot take data.image_size={image_size}: {reason}") from None
 
 
 def _create(name: str, image_size: int) -> nn.Module:

@@ -20,6 +20,7 @@ from starlette.datastructures import Headers, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartParser
 from starlette.middleware.body_limit import RequestBodyLimitMiddleware
+from starlette.requests import ClientDisconnect
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -95,6 +96,7 @@ def create_app(served: Served, max_body_mb: float, max_photos: int) -> FastAPI:
     app.add_middleware(BodyLimit, max_bytes=max_bytes)
     app.add_exception_handler(HTTPException, _as_error)
     app.add_exception_handler(RequestValidationError, _as_wrong_parameter)
+    app.add_exception_handler(ClientDisconnect, _as_left)
     app.add_exception_handler(Exception, _as_fault)
     app.mount("/docs-assets", StaticFiles(packages=[("fastapi_offline", "static")]))
 
@@ -111,12 +113,16 @@ def create_app(served: Served, max_body_mb: float, max_photos: int) -> FastAPI:
         photos = await _read_photos(request, max_photos)
         loop = asyncio.get_running_loop()
         decoded = [loop.run_in_executor(decoding, _load, chosen.predictor.load, name, raw) for name, raw in photos]
-        pixels = [await future for future in decoded]
-        unreadable = [reason for reason in pixels if isinstance(reason, str)]
-        if unreadable:
-            raise HTTPException(422, "; ".join(unreadable))
-        probabilities = await loop.run_in_executor(chosen.thread, chosen.predictor.run, np.stack(pixels))
-        predictions = [chosen.predictor.explain(row, top) for row in probabilities]
+        results = [await future for future in decoded]
+        pixels = [result for result in results if not isinstance(result, str)]
+        if len(pixels) < len(results):
+            raise HTTPException(422, "; ".join(reason for reason in results if isinstance(reason, str)))
+        predictor = chosen.predictor
+        predictions: list[Prediction] = []
+        for start in range(0, len(pixels), predictor.batch_size):
+            images = np.stack(pixels[start : start + predictor.batch_size])
+            rows = await loop.run_in_executor(chosen.thread, predictor.run, images)
+            predictions += [predictor.explain(row, top) for row in rows]
         return Answer(model=chosen.name, version=chosen.version, predictions=predictions)
 
     @app.get("/models")
@@ -173,7 +179,7 @@ class BodyLimit:
 
 async def _read_photos(request: Request, max_photos: int) -> list[tuple[str, bytes]]:
     """Return each photo's name and bytes, from a multipart body, or a raw one, which has no name."""
-    if not request.headers.get("content-type", "").startswith("multipart/"):
+    if not request.headers.get("content-type", "").lower().startswith("multipart/"):
         return [("", await request.body())]
     try:
         async with request.form(max_files=max_photos, max_fields=max_photos) as form:
@@ -198,13 +204,21 @@ def _load(load: Callable[[bytes], Pixels], name: str, raw: bytes) -> Pixels | st
 
 async def _as_error(_: Request, problem: Exception) -> JSONResponse:
     assert isinstance(problem, HTTPException)
-    return JSONResponse({"error": problem.detail}, problem.status_code, problem.headers)
+    detail = problem.detail
+    if detail == "Content Too Large":
+        detail = "the body is larger than this server takes (max_body_mb)"
+    return JSONResponse({"error": detail}, problem.status_code, problem.headers)
 
 
 async def _as_wrong_parameter(_: Request, problem: Exception) -> JSONResponse:
     assert isinstance(problem, RequestValidationError)
     reasons = [f"{error['loc'][-1]}={error.get('input')}: {error['msg'].lower()}" for error in problem.errors()]
     return JSONResponse({"error": "; ".join(reasons)}, 422)
+
+
+async def _as_left(_: Request, __: Exception) -> JSONResponse:
+    """Nobody reads this answer; without it, a closed browser would be logged as a fault of ours."""
+    return JSONResponse({"error": "the client closed the connection"}, 499)
 
 
 async def _as_fault(_: Request, fault: Exception) -> JSONResponse:

@@ -14,8 +14,9 @@ from finetune.runtime import Device, open_session
 
 # What cameras, phones and browsers make. Pillow's rarer decoders are no risk a server should take.
 SERVED_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "PPM")
-# Every size that is warmed up, so that no request pays for a first run of its shape.
-WARM_BATCHES = (1, 2)
+# Photos that run at once. On a CPU the activations of a few stay in its cache, and a request of many photos costs no
+# more memory than a request of few and lets others run in between.
+CPU_BATCH, CUDA_BATCH = 4, 32
 
 
 class Score(BaseModel):
@@ -47,10 +48,15 @@ class Predictor:
         self.labels, self.preprocessing = labels, preprocessing
         self.session = open_session(model, device, threads)
 
+    @property
+    def batch_size(self) -> int:
+        """How many photos should be given to `run` at most."""
+        return CUDA_BATCH if self.session.provider == "cuda" else CPU_BATCH
+
     def warm_up(self) -> None:
         """Run blank photos through the model on its device; raises where the device cannot do it after all."""
         size = self.preprocessing.image_size
-        for photos in WARM_BATCHES:
+        for photos in (1, self.batch_size):
             self.run(np.zeros((photos, size, size, 3), dtype=np.uint8))
 
     def load(self, source: Path | bytes) -> Pixels:

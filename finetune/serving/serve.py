@@ -39,7 +39,8 @@ def main(config: ServeConfig) -> str:
     )
     with _listen(config.host, config.port) as listener:
         host, port = listener.getsockname()[:2]
-        log.info("serving %s at http://%s:%d", ", ".join(bundle.name for bundle in bundles), host, port)
+        shown = f"[{host}]" if ":" in host else host
+        log.info("serving %s at http://%s:%d", ", ".join(bundle.name for bundle in bundles), shown, port)
         # uvicorn raises the signal again after its orderly shutdown
         with contextlib.suppress(KeyboardInterrupt):
             server.run(sockets=[listener])
@@ -59,6 +60,6 @@ def _listen(host: str, port: int) -> socket.socket:
         listener.close()
         raise FinetuneError(
             f"cannot listen on {host}:{port}: {(error.strerror or str(error)).lower()}; "
-            "choose another with port=, or port=0 for any free one"
+            "choose another port= (0 takes any free one) or host="
         ) from None
     return listener

@@ -50,7 +50,7 @@ class Candidate:
 def fit_head(config: TrainConfig, spec: BackboneSpec, manifest: Manifest, run: Run, device: torch.device) -> Fitted:
     """Try every size, feature set and penalty; refit the best on training and validation photos together."""
     train, val = manifest.of("train"), manifest.of("val")
-    candidates: list[Candidate] = []
+    chosen: Candidate | None = None
     metrics: list[Metrics] = []
     kept: dict[int, KeptFeatures] = {}
     for size in image_sizes(config, spec):
@@ -61,11 +61,13 @@ def fit_head(config: TrainConfig, spec: BackboneSpec, manifest: Manifest, run: R
         features = kept[size].of(manifest, train + val, "training")
         tried = _try_all(config, manifest, kept[size], features)
         seconds = time.monotonic() - started
-        candidates += tried
         metrics += [_row(candidate, seconds) for candidate in tried]
         best = max(tried, key=lambda candidate: candidate.rank)
+        # only the best fit is kept: a thousand classes on wide features take a gigabyte
+        if chosen is None or best.rank > chosen.rank:
+            chosen = best
         log.info("%d px: validation accuracy %.1f %% in %.0f s", size, 100 * best.val_accuracy, seconds)
-    chosen = max(candidates, key=lambda candidate: candidate.rank)
+    assert chosen is not None
     log.info("chosen: %d px, features=%s, l2=%g; refitting", chosen.image_size, chosen.features, chosen.l2)
     source = kept[chosen.image_size]
     classifier = _build(config, spec, manifest, source, chosen)

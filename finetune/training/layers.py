@@ -19,6 +19,7 @@ from finetune.data.augmentation import Augmentation
 from finetune.data.datamodule import PhotoData
 from finetune.data.manifest import Manifest, Photo
 from finetune.data.pca import ColourPCA, fit_colour_pca
+from finetune.errors import FinetuneError
 from finetune.evaluation.scoring import score_with_torch
 from finetune.files import write_text
 from finetune.models.allocator import keep_freed_memory
@@ -115,6 +116,7 @@ def _fit(trainer: pl.Trainer, module: FineTuner, data: PhotoData, run: Run) -> N
         warnings.filterwarnings("ignore", message=".*LeafSpec", category=FutureWarning)
         try:
             if last.is_file():
+                _require_whole(last)
                 log.info("resuming from %s", last)
             trainer.fit(module, datamodule=data, ckpt_path=str(last) if last.is_file() else None, weights_only=True)
         except SystemExit:
@@ -122,7 +124,17 @@ def _fit(trainer: pl.Trainer, module: FineTuner, data: PhotoData, run: Run) -> N
             raise KeyboardInterrupt from None
 
 
+def _require_whole(checkpoint: Path) -> None:
+    try:
+        torch.load(checkpoint, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file can raise nearly anything
+        reason = str(error).splitlines()[0]
+        raise FinetuneError(f"{checkpoint} cannot be read ({reason}); delete it to start over") from None
+
+
 def _load_best(classifier: Classifier, checkpoint: Path, trainable: frozenset[str]) -> None:
+    if not checkpoint.is_file():
+        raise FinetuneError(f"the best epoch's checkpoint {checkpoint} is gone; delete its folder to start over")
     state = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
     classifier.load_state_dict({name.removeprefix("classifier."): tensor for name, tensor in state.items()})
     apply_freezing(classifier, trainable)

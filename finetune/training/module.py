@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from finetune.config import OptimizerConfig, ScheduleConfig
+from finetune.errors import FinetuneError
 from finetune.models.classifier import Classifier
 from finetune.models.freezing import apply_freezing
 
@@ -58,8 +59,15 @@ class FineTuner(pl.LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         images, targets = batch
         logits = self.classifier(images)
+        loss = functional.cross_entropy(logits, targets)
+        if not bool(torch.isfinite(loss)):
+            # before a checkpoint of this epoch is written
+            raise FinetuneError(
+                f"training diverged in epoch {self.current_epoch + 1}: the validation loss is {loss.item():g}; "
+                f"lower optimizer.learning_rate ({self.optimizer_config.learning_rate:g})"
+            )
         measured = {
-            "val_loss": functional.cross_entropy(logits, targets),
+            "val_loss": loss,
             "val_accuracy": (logits.argmax(1) == targets).float().mean(),
         }
         self.log_dict(measured, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(images))

@@ -11,7 +11,7 @@ import pytorch_lightning as pl
 import torch
 
 from finetune.config import FreezeConfig, TrainConfig
-from finetune.data.manifest import Manifest, read_manifest, summarise_skipped
+from finetune.data.manifest import Manifest, list_photos, read_manifest, summarise_skipped
 from finetune.errors import FinetuneError
 from finetune.evaluation.metrics import Scores, measure
 from finetune.evaluation.report import write_report
@@ -35,11 +35,19 @@ def main(config: TrainConfig) -> str:
     manifest = None if run.config.is_file() else _read(config)
     with run.claimed():
         if run.begin(config) == "finished":
-            return f"already finished: {run.path}\n{summarise(FinishedRun(run.path).result)}"
+            finished = FinishedRun(run.path)
+            return f"already finished: {run.path}\n{summarise(finished.result)}{_changed_since(finished)}"
         return _train(config, spec, manifest or _read(config), run)
 
 
 def _train(config: TrainConfig, spec: BackboneSpec, manifest: Manifest, run: Run) -> str:
+    if run.manifest.is_file() and (run.features.exists() or run.checkpoints.exists()):
+        before = Manifest.load(run.manifest, manifest.root)
+        if before.fingerprint() != manifest.fingerprint():
+            raise FinetuneError(
+                f"the photos in {manifest.root} have changed since this run began ({len(before.photos)} files then, "
+                f"{len(manifest.photos)} now); choose another output=, or delete {run.path}"
+            )
     manifest.save(run.manifest)
     started = time.monotonic()
     depth = choose_depth(config.freeze, len(manifest.of("train")))
@@ -72,6 +80,19 @@ def summarise(result: Result) -> str:
     return (
         f"validation accuracy {100 * result.val_accuracy:.1f} %{tested}; "
         f"{result.backbone} at {result.image_size} px, freeze={result.freeze}, {result.train_seconds:.0f} s"
+    )
+
+
+def _changed_since(run: FinishedRun) -> str:
+    """Say so if files came or went since a finished run; their content is not read for that."""
+    if not run.root.is_dir():
+        return ""
+    now, then = {photo.path for photo in list_photos(run.root)}, {photo.path for photo in run.manifest.photos}
+    if now == then:
+        return ""
+    return (
+        f"\nsince then {len(now - then)} files came to {run.root} and {len(then - now)} went; "
+        "another output= trains on what is there now"
     )
 
 

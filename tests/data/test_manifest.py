@@ -445,3 +445,30 @@ def test_a_class_may_be_called_like_a_split(tmp_path: Path) -> None:
     paint(tmp_path / "bus" / "0.png", "blue", 2)
     paint(tmp_path / "bus" / "1.png", "blue", 3)
     assert read(tmp_path).classes == ("bus", "train")
+
+
+def test_copies_count_once(tmp_path: Path) -> None:
+    for label in ("red", "blue"):
+        paint(tmp_path / label / "0.png", label, 0)
+        for number in range(1, 5):
+            shutil.copy(tmp_path / label / "0.png", tmp_path / label / f"{number}.png")
+    with pytest.raises(FinetuneError, match=r"class 'blue' in .* has 1 usable photo; it needs at least 2"):
+        read(tmp_path)
+
+
+def test_a_pipe_is_skipped_and_not_waited_for(photos: Path) -> None:
+    os.mkfifo(photos / "red" / "pipe.jpg")
+    (skipped,) = read(photos).skipped
+    assert (skipped.path, skipped.problem) == ("red/pipe.jpg", "not a regular file")
+
+
+def test_a_class_name_with_a_line_break_is_refused(photos: Path) -> None:
+    (photos / "red").rename(photos / "re\nd")
+    with pytest.raises(FinetuneError, match=r"has a name that cannot be written in a line of UTF-8; rename it"):
+        read(photos)
+
+
+def test_split_folders_may_be_in_capitals(tmp_path: Path) -> None:
+    paint_folder(tmp_path / "Train", 3)
+    paint_folder(tmp_path / "TEST", 1)
+    assert counts(read(tmp_path)) == {"train": 6, "val": 3, "test": 3}

@@ -10,12 +10,15 @@ import socket
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
+from fastapi.testclient import TestClient
 from PIL import Image
 
 from finetune.bundle import find_bundles
 from finetune.cli import run
 from finetune.serving.app import create_app
+from finetune.serving.predictor import Predictor
 from finetune.serving.served import Served
 from tests.conftest import CLASSES
 from tests.serving.conftest import Server, Start
@@ -206,7 +209,7 @@ def test_a_port_in_use_is_said(tiny_models: Path, capsys: pytest.CaptureFixture[
         assert run(["serve", f"models={tiny_models}", f"port={port}"]) == 2
     assert capsys.readouterr().err.strip() == (
         f"finetune serve: cannot listen on 127.0.0.1:{port}: address already in use; "
-        "choose another with port=, or port=0 for any free one"
+        "choose another port= (0 takes any free one) or host="
     )
 
 
@@ -247,3 +250,35 @@ def test_a_model_that_cannot_warm_up_is_never_ready(tiny_models: Path, monkeypat
     served.wait()
     assert not served.ready
     assert isinstance(failures[0], ZeroDivisionError)
+
+
+def test_a_request_of_many_photos_is_run_a_few_at_a_time(
+    tiny_models: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    run_batch = Predictor.run
+
+    def spy(self: Predictor, images: np.ndarray) -> np.ndarray:
+        sizes.append(len(images))
+        return run_batch(self, images)
+
+    monkeypatch.setattr(Predictor, "run", spy)
+    served = Served(find_bundles(tiny_models), "cpu", 1, on_failure=lambda failure: None)
+    with TestClient(create_app(served, max_body_mb=5, max_photos=20)) as client:
+        served.wait()
+        sizes.clear()
+        order = ["red", "green", "blue"] * 3
+        parts = [("p", (f"{label}.jpg", (photos / label / "0.jpg").read_bytes())) for label in order]
+        predictions = client.post("/predict", files=parts).json()["predictions"]
+    assert [prediction["label"] for prediction in predictions] == order
+    assert sizes == [4, 4, 1]
+
+
+def test_a_client_that_leaves_is_no_fault_of_ours(server: Server) -> None:
+    host, port = server.address.removeprefix("http://").split(":")
+    for kind in ("image/jpeg", "multipart/form-data; boundary=x"):
+        with socket.create_connection((host, int(port))) as leaving:
+            head = f"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: {kind}\r\nContent-Length: 100\r\n\r\nabc"
+            leaving.sendall(head.encode())
+    assert httpx.get(f"{server.address}/healthz").status_code == 200
+    assert "Traceback" not in server.log.read_text()

@@ -218,6 +218,8 @@ def test_an_interrupted_run_resumes_to_its_end(tmp_path: Path, number: signal.Si
     photos = paint_folder(tmp_path / "photos")
     words = [*TINY, "freeze=full", "data.batch_size=4", "trainer.max_epochs=40", "trainer.patience=40"]
     command = [sys.executable, "-m", "finetune", "train", f"data.root={photos}", f"output={tmp_path / 'run'}", *words]
+    whole = [word.replace(str(tmp_path / "run"), str(tmp_path / "whole")) for word in command[3:]]
+    assert run(whole) == 0
     assert kill_when(tmp_path / "run" / "checkpoints" / "last.ckpt", command, number) == code
     assert not (tmp_path / "run" / "result.json").exists()
     done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ})
@@ -225,6 +227,8 @@ def test_an_interrupted_run_resumes_to_its_end(tmp_path: Path, number: signal.Si
     assert "resuming from" in done.stderr
     rows = table(tmp_path / "run" / "metrics.csv")
     assert [int(row["epoch"]) for row in rows] == list(range(40))
+    resumed, uninterrupted = weights(tmp_path / "run"), weights(tmp_path / "whole")
+    assert all(torch.equal(resumed[name], uninterrupted[name]) for name in uninterrupted)
 
 
 def test_a_killed_head_only_run_starts_over_and_finishes(tmp_path: Path) -> None:
@@ -257,7 +261,81 @@ def test_split_folders_are_kept_as_they_are(tmp_path: Path) -> None:
     for split, count in (("train", 4), ("val", 2), ("test", 2)):
         for label in CLASSES:
             for index in range(count):
-                paint(tmp_path / "photos" / split / label / f"{index}.png", label, seed=hash((split, index)) % 1000)
+                seed = 100 * count + 10 * len(split) + index
+                paint(tmp_path / "photos" / split / label / f"{index}.png", label, seed)
     assert run(["train", f"data.root={tmp_path / 'photos'}", f"output={tmp_path / 'run'}", *TINY]) == 0
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert result["photos"] == {"train": 12, "val": 6, "test": 6}
+
+
+def test_a_signal_to_the_whole_group_is_an_interruption_although_workers_get_it_too(tmp_path: Path) -> None:
+    photos = paint_folder(tmp_path / "photos")
+    words = ["model.backbone=test_resnet", "model.weights=none", "data.image_size=64", "data.num_workers=2"]
+    words += ["freeze=full", "data.batch_size=4", "trainer.max_epochs=1000", "trainer.patience=1000"]
+    command = [sys.executable, "-m", "finetune", "train", f"data.root={photos}", f"output={tmp_path / 'run'}", *words]
+    log = tmp_path / "log"
+    with log.open("wb") as file:
+        child = subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "run" / "checkpoints" / "last.ckpt").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.killpg(child.pid, signal.SIGTERM)
+    assert child.wait(timeout=60) == 130
+    assert "Traceback" not in log.read_text()
+
+
+def test_a_mistake_that_was_found_before_any_work_is_corrected_in_place(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["train", f"data.root={photos}", f"output={tmp_path / 'run'}"]
+    assert run([*words, "model.backbone=resnet18"]) == 2
+    assert "no pretrained weights for resnet18" in capsys.readouterr().err
+    assert run([*words, *TINY]) == 0
+
+
+def test_a_diverged_training_is_no_result(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["train", f"data.root={photos}", f"output={tmp_path / 'run'}", *LAYERS, "freeze=full"]
+    assert run([*words, "optimizer.learning_rate=1e30", "schedule=none"]) == 2
+    said = capsys.readouterr().err
+    assert "training diverged in epoch 1: the validation loss is nan; lower optimizer.learning_rate (1e+30)" in said
+    assert not (tmp_path / "run" / "result.json").exists()
+    assert run([*words, "optimizer.learning_rate=0.001"]) == 0
+
+
+@pytest.mark.parametrize("damage", ["last", "best"])
+def test_damaged_checkpoints_are_named(
+    photos: Path, tmp_path: Path, damage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["train", f"data.root={photos}", f"output={tmp_path / 'run'}", *LAYERS, "freeze=full"]
+    assert run(words) == 0
+    (tmp_path / "run" / "result.json").unlink()
+    checkpoint = tmp_path / "run" / "checkpoints" / f"{damage}.ckpt"
+    checkpoint.unlink()
+    if damage == "last":
+        checkpoint.write_bytes(b"garbage")
+    assert run(words) == 2
+    assert f"{checkpoint}" in capsys.readouterr().err
+
+
+def test_photos_that_changed_since_the_run_began_are_refused(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["train", f"data.root={photos}", f"output={tmp_path / 'run'}", *LAYERS, "freeze=full"]
+    assert run(words) == 0
+    paint(photos / "red" / "new.jpg", "red", seed=99)
+    capsys.readouterr()
+    assert run(words) == 0
+    assert f"since then 1 files came to {photos} and 0 went" in capsys.readouterr().out
+    (tmp_path / "run" / "result.json").unlink()
+    assert run(words) == 2
+    assert "have changed since this run began (24 files then, 25 now)" in capsys.readouterr().err
+
+
+def test_a_damaged_config_is_named(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["train", f"data.root={photos}", f"output={tmp_path / 'run'}", *TINY]
+    assert run(words) == 0
+    (tmp_path / "run" / "config.yaml").write_text(":{")
+    capsys.readouterr()
+    assert run(words) == 2
+    message = f"finetune train: {tmp_path / 'run' / 'config.yaml'} is damaged; delete that folder, or choose another"
+    assert capsys.readouterr().err.strip() == message
