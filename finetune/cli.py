@@ -77,10 +77,12 @@ def run(argv: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
     except OSError as error:
-        if error.errno not in OUTSIDE:
+        # numpy reports a write that was cut short without a number
+        if error.errno is not None and error.errno not in OUTSIDE:
             raise
         place = f": {error.filename}" if error.filename else ""
-        print(f"finetune {name}: {error.strerror}{place}", file=sys.stderr)
+        reason = error.strerror or f"writing failed, is the disk full? ({error})"
+        print(f"finetune {name}: {reason}{place}", file=sys.stderr)
         return WRONG_INPUT
     except KeyboardInterrupt:
         print(f"finetune {name}: interrupted", file=sys.stderr)

@@ -112,6 +112,8 @@ def _fit(trainer: pl.Trainer, module: FineTuner, data: PhotoData, run: Run) -> N
     with warnings.catch_warnings():
         # Lightning's advice on worker counts and logging intervals, which are ours to choose
         warnings.filterwarnings("ignore", category=PossibleUserWarning)
+        # a resumed run's folder is not empty, of course
+        warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
         # and its own use of what torch deprecates
         warnings.filterwarnings("ignore", message=".*LeafSpec", category=FutureWarning)
         try:
