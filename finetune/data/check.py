@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from finetune.config import CheckConfig
-from finetune.data.manifest import Split, read_manifest, summarise_skipped
+from finetune.data.manifest import Split, read_manifest, summarise_conflicts, summarise_skipped
 
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
@@ -24,4 +24,6 @@ def main(config: CheckConfig) -> str:
     lines.append("")
     every_one = len(manifest.skipped)
     lines.append(summarise_skipped(manifest.skipped, every_one) if every_one else "every file can be read")
+    if manifest.conflicts:
+        lines.append(summarise_conflicts(manifest.conflicts))
     return "\n".join(lines)

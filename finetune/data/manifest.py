@@ -59,6 +59,18 @@ class Manifest:
     def skipped(self) -> tuple[Photo, ...]:
         return tuple(photo for photo in self.photos if photo.problem)
 
+    @cached_property
+    def conflicts(self) -> tuple[tuple[Photo, Photo], ...]:
+        """Pairs of files with the same content in different splits or classes."""
+        first: dict[str, Photo] = {}
+        pairs = []
+        for photo in self.photos:
+            if not photo.problem:
+                other = first.setdefault(photo.sha256, photo)
+                if (other.split, other.label) != (photo.split, photo.label):
+                    pairs.append((other, photo))
+        return tuple(pairs)
+
     def of(self, *splits: Split) -> tuple[Photo, ...]:
         """Return the usable photos of some splits."""
         return tuple(photo for photo in self.photos if photo.split in splits and not photo.problem)
@@ -214,6 +226,16 @@ def _visible_folders(root: Path) -> list[str]:
                 "that cannot be written in a line of UTF-8; rename it"
             )
     return names
+
+
+def summarise_conflicts(conflicts: tuple[tuple[Photo, Photo], ...]) -> str:
+    """Say how many files repeat one of another split or class, with an example."""
+    one, other = conflicts[0]
+    count = "1 file is a copy" if len(conflicts) == 1 else f"{len(conflicts)} files are copies"
+    return (
+        f"{count} of a photo in another split or class ({one.path} and {other.path}): "
+        "what is measured on them cannot be trusted"
+    )
 
 
 def _is_text(name: str) -> bool:

@@ -11,7 +11,7 @@ import pytorch_lightning as pl
 import torch
 
 from finetune.config import FreezeConfig, TrainConfig
-from finetune.data.manifest import Manifest, list_photos, read_manifest, summarise_skipped
+from finetune.data.manifest import Manifest, list_photos, read_manifest, summarise_conflicts, summarise_skipped
 from finetune.errors import FinetuneError
 from finetune.evaluation.metrics import Scores, measure
 from finetune.evaluation.report import write_report
@@ -101,6 +101,8 @@ def _read(config: TrainConfig) -> Manifest:
     manifest = read_manifest(data.root, data.val_fraction, data.test_fraction, config.seed)
     if manifest.skipped:
         log.warning("%s (reasons: %s)", summarise_skipped(manifest.skipped), Run(config.output).manifest)
+    if manifest.conflicts:
+        log.warning("%s", summarise_conflicts(manifest.conflicts))
     return manifest
 
 

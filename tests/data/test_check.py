@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+import shutil
 from pathlib import Path
 
 import pytest
@@ -31,10 +33,11 @@ def test_the_table_of_split_folders_with_a_long_name_and_skipped_files(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = tmp_path / "photos"
+    seeds = itertools.count()
     for split, counts in {"train": (10, 5), "val": (3, 1), "test": (0, 2)}.items():
         for label, count in zip(("a long class name", "b"), counts, strict=True):
             for number in range(count):
-                paint(root / split / label / f"{number}.png", "red", number)
+                paint(root / split / label / f"{number}.png", "red", next(seeds))
     (root / "val" / "b" / "note.txt").write_text("no photo")
     (root / "test" / "b" / "zero.jpg").write_bytes(b"")
     assert table(capsys, root) == (
@@ -72,3 +75,18 @@ def test_the_table_does_not_point_to_a_file_that_is_not_there(photos: Path, caps
     shown = table(capsys, photos)
     assert "manifest.csv" not in shown
     assert all(f"red/{number}.txt: not an image" in shown for number in range(11))
+
+
+def test_copies_in_another_split_or_class_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    leaking = tmp_path / "leaking"
+    paint_folder(leaking / "train", 3)
+    paint_folder(leaking / "test", 1)
+    assert "3 files are copies" in table(capsys, leaking)  # the same seeds paint the same photos
+    other = tmp_path / "other"
+    paint_folder(other, 4)
+    assert "cop" not in table(capsys, other)
+    shutil.copy(other / "red" / "0.jpg", other / "blue" / "mislabelled.jpg")
+    assert (
+        "1 file is a copy of a photo in another split or class (blue/mislabelled.jpg and red/0.jpg): "
+        "what is measured on them cannot be trusted" in table(capsys, other)
+    )
