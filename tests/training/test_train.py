@@ -204,7 +204,13 @@ def test_the_skipped_files_are_said_aloud(photos: Path, tmp_path: Path) -> None:
 
 def kill_when(condition: Path, command: list[str], number: signal.Signals) -> int:
     """Start a command, send it a signal once a file appears, and return its exit code."""
-    child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    child = subprocess.Popen(
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        # a suite started in the background has Ctrl-C ignored, and hands that down
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
     deadline = time.monotonic() + 120
     while not condition.exists() and child.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
