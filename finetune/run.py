@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import safetensors.torch
 import yaml
@@ -25,7 +25,6 @@ from finetune.models.backbone import BackboneSpec, FeatureSet, build_empty_backb
 from finetune.models.classifier import Classifier
 from finetune.preprocess import Preprocessing
 
-State = Literal["new", "interrupted", "finished"]
 LOCK = ".lock"
 
 
@@ -114,11 +113,16 @@ class Run:
             raise FinetuneError(
                 f"output={self.path} is being trained by another process; wait for it, or choose another output="
             ) from None
-        with lock:
+        try:
             yield
+        finally:
+            lock.release()
 
-    def begin(self, config: TrainConfig) -> State:
-        """Note the configuration, or compare it with the one noted; raises FinetuneError where they differ."""
+    def begin(self, config: TrainConfig) -> bool:
+        """Note the configuration, or compare it with the one noted; return whether its run has finished already.
+
+        Raises FinetuneError where the folder holds work of another configuration.
+        """
         wanted = config.model_dump(mode="json")
         # nothing has been computed before there are features or checkpoints: a mistake is corrected in place
         begun = any(path.exists() for path in (self.features, self.checkpoints, self.weights, self.result))
@@ -128,9 +132,11 @@ class Run:
                 raise FinetuneError(
                     f"output={self.path} holds another run: {difference}; choose another output=, or delete that folder"
                 )
-            return "finished" if self.result.is_file() else "interrupted"
+            return self.result.is_file()
+        # of photos that the corrected configuration may not even name
+        self.colour_pca.unlink(missing_ok=True)
         write_text(self.config, yaml.safe_dump(wanted, sort_keys=False))
-        return "new"
+        return False
 
     def _require_empty(self) -> None:
         if self.path.is_file() or (self.path.is_dir() and any(entry.name != LOCK for entry in self.path.iterdir())):

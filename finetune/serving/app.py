@@ -127,7 +127,7 @@ def create_app(served: Served, max_body_mb: float, max_photos: int) -> FastAPI:
 
     @app.get("/models")
     async def models() -> dict[str, Any]:
-        """List the served models with their labels, input size and provider."""
+        """List the served models with their labels and input size."""
         return {"models": [model.describe() for model in served.models]}
 
     @app.get("/healthz")

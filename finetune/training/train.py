@@ -34,7 +34,7 @@ def main(config: TrainConfig) -> str:
     # bad photos are reported before a folder is made, and a finished run needs none
     manifest = None if run.config.is_file() else _read(config)
     with run.claimed():
-        if run.begin(config) == "finished":
+        if run.begin(config):
             finished = FinishedRun(run.path)
             return f"already finished: {run.path}\n{summarise(finished.result)}{_changed_since(finished)}"
         return _train(config, spec, manifest or _read(config), run)

@@ -16,7 +16,8 @@ import yaml
 
 from finetune.cli import run
 from finetune.config import FreezeConfig
-from finetune.run import FinishedRun
+from finetune.errors import FinetuneError
+from finetune.run import FinishedRun, Run
 from finetune.training.train import choose_depth
 from tests.conftest import CLASSES, TINY, paint, paint_folder
 
@@ -140,6 +141,14 @@ def test_a_folder_that_is_no_run_is_refused(photos: Path, tmp_path: Path, capsys
     assert run(["train", f"data.root={photos}", f"output={tmp_path / 'thesis'}", *TINY]) == 2
     message = f"finetune train: output={tmp_path / 'thesis'} exists and is no run folder; choose another output="
     assert capsys.readouterr().err.strip() == message
+
+
+def test_the_folder_is_free_again_when_a_training_ends(tmp_path: Path) -> None:
+    first, second = Run(tmp_path / "run").claimed(), Run(tmp_path / "run").claimed()
+    with first, pytest.raises(FinetuneError, match="is being trained by another process"):
+        second.__enter__()
+    with Run(tmp_path / "run").claimed():
+        pass
 
 
 def test_two_trainings_at_once_do_not_share_a_folder(photos: Path, tmp_path: Path) -> None:
@@ -305,7 +314,12 @@ def test_a_diverged_training_is_no_result(photos: Path, tmp_path: Path, capsys: 
     said = capsys.readouterr().err
     assert "training diverged in epoch 1: the validation loss is nan; lower optimizer.learning_rate (1e+30)" in said
     assert not (tmp_path / "run" / "result.json").exists()
-    assert run([*words, "optimizer.learning_rate=0.001"]) == 0
+    # corrected in the same folder, on other photos: nothing of the first attempt is used
+    first = (tmp_path / "run" / "colour_pca.json").read_text()
+    paint_folder(tmp_path / "others", per_class=6)
+    corrected = [word.replace(str(photos), str(tmp_path / "others")) for word in words]
+    assert run([*corrected, "optimizer.learning_rate=0.001"]) == 0
+    assert (tmp_path / "run" / "colour_pca.json").read_text() != first
 
 
 @pytest.mark.parametrize("damage", ["last", "best"])
