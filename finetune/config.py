@@ -27,8 +27,14 @@ def _not_empty(value: Any) -> Any:
     return str(value) if isinstance(value, int | float) else value
 
 
+def _absolute(address: str) -> str:
+    """Make a path on this machine absolute, so that it means the same wherever it is read again."""
+    return address if "://" in address or "::" in address else str(Path(address).expanduser().absolute())
+
+
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Place = Annotated[Path, BeforeValidator(_not_empty), AfterValidator(Path.expanduser)]
+Address = Annotated[str, BeforeValidator(_not_empty), AfterValidator(_absolute)]
 Photos = Annotated[int, Field(ge=0)]
 
 
@@ -38,8 +44,45 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class DataConfig(Section):
-    root: Place = Field(description="folder of photos: root/CLASS/* or root/{train,val,test}/CLASS/*")
+class SourceConfig(Section):
+    """Which photos there are, and how they are split; the same for every command that reads a labelled set."""
+
+    root: Address = Field(
+        description="folder of photos (root/CLASS/* or root/{train,val,test}/CLASS/*), a .csv or .parquet table of "
+        "them, a .zip, .tar shards, or any fsspec address"
+    )
+    class_from: Literal["folder", "path", "none"] = Field(
+        description="folder: the top folder is the class; path: the whole folder path is, as in a/b/photo.jpg -> a/b; "
+        "none: photos without labels"
+    )
+    group_pattern: str | None = Field(
+        description="regular expression searched in each path; photos for which it (or its first group) finds the same "
+        "text never stand in two splits: patient, product, burst"
+    )
+    val_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(
+        description="share of each class that chooses between candidates, where the folder has no val/"
+    )
+    test_fraction: Annotated[float, Field(ge=0, lt=1)] = Field(
+        description="share of each class kept for the final figure, where the folder has no train/ and test/"
+    )
+    folds: Annotated[int, Field(ge=2)] | None = Field(
+        description="cross-validation: the photos that are not for test make this many folds, data.fold validates"
+    )
+    fold: Annotated[int, Field(ge=0)] = Field(description="which of data.folds validates, from 0")
+    splits_from: Place | None = Field(
+        description="a run folder or manifest.csv whose photos keep their splits; new ones are assigned as usual"
+    )
+    near_duplicates: Annotated[int, Field(ge=0, le=12)] | None = Field(
+        description="photos whose 64-bit perceptual hashes differ in at most this many bits are near-duplicates and "
+        "never stand in two splits; null: only exact copies count"
+    )
+    alpha_over: Literal["white", "black"] = Field(description="what transparent photos are laid over")
+    on_problem: Literal["skip", "error"] = Field(
+        description="skip: unusable photos are left out and counted; error: the first one stops the command"
+    )
+
+
+class DataConfig(SourceConfig):
     image_size: Literal["auto"] | Annotated[int, Field(ge=32, le=2048)] = Field(
         description="side of the square the model sees, in px; auto: the probe tries several, else the backbone's own"
     )
@@ -48,12 +91,6 @@ class DataConfig(Section):
     )
     batch_size: Annotated[int, Field(ge=2)] = Field(
         description="photos per training step, at least two, as batch norm needs"
-    )
-    val_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(
-        description="share of each class that chooses between candidates, where the folder has no val/"
-    )
-    test_fraction: Annotated[float, Field(ge=0, lt=1)] = Field(
-        description="share of each class kept for the final figure, where the folder has no train/ and test/"
     )
     num_workers: Literal["auto"] | Annotated[int, Field(ge=0)] = Field(
         description="processes that load training photos; auto: the cores, at most 8"
@@ -145,21 +182,15 @@ class TrainConfig(Section):
     output: Place = Field(description="the run folder to write; the same command again resumes or says it is finished")
 
 
-class CheckDataConfig(Section):
-    root: Place = Field(description="folder of photos, as for train")
-    val_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(description="as for train")
-    test_fraction: Annotated[float, Field(ge=0, lt=1)] = Field(description="as for train")
-
-
 class CheckConfig(Section):
     """Read every photo and say what training would use, skip and refuse."""
 
-    data: CheckDataConfig
+    data: SourceConfig
     seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(description="decides the splits, as for train")
 
 
 class EvaluateDataConfig(Section):
-    root: Place | None = Field(description="another labelled folder, all of it; null: the run's own split")
+    root: Address | None = Field(description="another labelled folder, all of it; null: the run's own split")
 
 
 class EvaluateConfig(Section):
@@ -248,9 +279,13 @@ def path_keys(schema: type[Section], prefix: str = "") -> set[str]:
         nested = field.annotation
         if isinstance(nested, type) and issubclass(nested, Section):
             keys |= path_keys(nested, f"{prefix}{name}.")
-        elif nested is Path or Path in get_args(nested) or Place in get_args(nested):
+        elif nested is Path or {Path, Place, Address} & {*get_args(nested)} or _is_address(field.metadata):
             keys.add(prefix + name)
     return keys
+
+
+def _is_address(metadata: list[Any]) -> bool:
+    return any(isinstance(item, AfterValidator) and item.func is _absolute for item in metadata)
 
 
 def _explain(schema: type[Section], problem: Any) -> str:

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import io
 import warnings
-from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +18,13 @@ from pydantic import BaseModel, ConfigDict
 from finetune.errors import ImageError
 
 Pixels = NDArray[np.uint8]
+
+
+class Readable(Protocol):
+    """Something with a file's bytes: a `Path`, or a file that lies elsewhere."""
+
+    def read_bytes(self) -> bytes: ...
+
 
 # Pillow registers its rarer formats only when the common ones have failed; a list of accepted formats needs them named.
 Image.init()
@@ -56,7 +62,9 @@ class Preprocessing(BaseModel):
         )
 
 
-def load_pixels(source: Path | bytes, preprocessing: Preprocessing, formats: tuple[str, ...] | None = None) -> Pixels:
+def load_pixels(
+    source: Readable | bytes, preprocessing: Preprocessing, formats: tuple[str, ...] | None = None
+) -> Pixels:
     """Decode a photo and bring it to the model's size; returns (image_size, image_size, 3) uint8 RGB.
 
     formats: Pillow format names to accept, all by default. Raises ImageError with the reason.
@@ -70,13 +78,15 @@ def load_pixels(source: Path | bytes, preprocessing: Preprocessing, formats: tup
     return np.asarray(image)
 
 
-def decode(source: Path | bytes, formats: tuple[str, ...] | None = None, wanted_px: int | None = None) -> Image.Image:
+def decode(
+    source: Readable | bytes, formats: tuple[str, ...] | None = None, wanted_px: int | None = None
+) -> Image.Image:
     """Decode a photo to an upright RGB image, alpha over white, 16-bit scaled to 8, first frame of an animation.
 
     wanted_px: the shorter side needed; a larger JPEG may be decoded at a fraction of its size, never below twice this.
     Raises ImageError with the reason, before decoding where the header shows more than MAX_PIXELS.
     """
-    raw = source.read_bytes() if isinstance(source, Path) else source
+    raw = source if isinstance(source, bytes) else source.read_bytes()
     if not raw:
         raise ImageError("empty file (0 bytes)")
     try:

@@ -24,6 +24,7 @@ from finetune.files import make_folder, replacing, sha256, write_json, write_tex
 from finetune.models.backbone import BackboneSpec, FeatureSet, build_empty_backbone
 from finetune.models.classifier import Classifier
 from finetune.preprocess import Preprocessing
+from finetune.stores import open_store
 
 LOCK = ".lock"
 
@@ -168,21 +169,21 @@ class FinishedRun:
             self.result = Result.model_validate_json(self.files.result.read_text(encoding="utf-8"))
         except ValidationError as error:
             raise FinetuneError(f"{self.files.result} is damaged: {error.errors()[0]['msg']}") from None
-        self.root = Path(_read_config(self.files.config)["data"]["root"])
+        self.store = open_store(_read_config(self.files.config)["data"]["root"])
 
     @cached_property
     def manifest(self) -> Manifest:
         if not self.files.manifest.is_file():
             raise FinetuneError(f"{self.files.manifest} is missing: which photos this run used is not known any more")
-        return Manifest.load(self.files.manifest, self.root)
+        return Manifest.load(self.files.manifest, self.store)
 
     def require(self, photos: Sequence[Photo]) -> tuple[Photo, ...]:
         """Return the photos; raises FinetuneError where files of theirs are gone."""
-        gone = [photo.path for photo in photos if not (self.root / photo.path).is_file()]
+        gone = [photo.path for photo in photos if not self.store.exists(photo.path)]
         if gone:
             raise FinetuneError(
-                f"{len(gone)} of the {len(photos)} photos to compare on are gone, the first is {self.root / gone[0]}; "
-                "this needs the run's photos where they were"
+                f"{len(gone)} of the {len(photos)} photos to compare on are gone, the first is {gone[0]} "
+                f"in {self.store.address}; this needs the run's photos where they were"
             )
         return tuple(photos)
 

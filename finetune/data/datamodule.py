@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 import pytorch_lightning as pl
@@ -15,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from finetune.data.augmentation import Augmentation
 from finetune.data.manifest import Manifest
 from finetune.parallel import usable_cores
-from finetune.preprocess import Preprocessing, decode, load_pixels
+from finetune.preprocess import Preprocessing, Readable, decode, load_pixels
 
 MOST_WORKERS = 8
 
@@ -23,14 +22,14 @@ MOST_WORKERS = 8
 class PlainPhotos(Dataset[tuple[Tensor, int]]):
     """Photos as the server will see them: (H, W, 3) uint8 and the class number."""
 
-    def __init__(self, paths: Sequence[Path], targets: Sequence[int], preprocessing: Preprocessing) -> None:
-        self.paths, self.targets, self.preprocessing = paths, targets, preprocessing
+    def __init__(self, files: Sequence[Readable], targets: Sequence[int], preprocessing: Preprocessing) -> None:
+        self.files, self.targets, self.preprocessing = files, targets, preprocessing
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.files)
 
     def __getitem__(self, number: int) -> tuple[Tensor, int]:
-        return _tensor(load_pixels(self.paths[number], self.preprocessing)), self.targets[number]
+        return _tensor(load_pixels(self.files[number], self.preprocessing)), self.targets[number]
 
 
 class DistortedPhotos(Dataset[tuple[Tensor, int]]):
@@ -38,26 +37,26 @@ class DistortedPhotos(Dataset[tuple[Tensor, int]]):
 
     def __init__(
         self,
-        paths: Sequence[Path],
+        files: Sequence[Readable],
         targets: Sequence[int],
         augmentation: Augmentation,
         preprocessing: Preprocessing,
         seed: int,
     ) -> None:
-        self.paths, self.targets = paths, targets
+        self.files, self.targets = files, targets
         self.augmentation, self.preprocessing, self.seed = augmentation, preprocessing, seed
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.files)
 
     def __getitem__(self, place: tuple[int, int]) -> tuple[Tensor, int]:
         """place: (epoch, number); both seed the distortion, so it does not depend on which worker runs it."""
         epoch, number = place
-        path = self.paths[number]
+        file = self.files[number]
         if self.augmentation.crops:
-            pixels = np.asarray(decode(path, wanted_px=self.preprocessing.image_size))
+            pixels = np.asarray(decode(file, wanted_px=self.preprocessing.image_size))
         else:
-            pixels = load_pixels(path, self.preprocessing)
+            pixels = load_pixels(file, self.preprocessing)
         seed = int(np.random.SeedSequence((self.seed, epoch, number)).generate_state(1)[0])
         return _tensor(self.augmentation(pixels, seed)), self.targets[number]
 
@@ -100,7 +99,7 @@ class PhotoData(pl.LightningDataModule):
     def train_dataloader(self) -> DataLoader[tuple[Tensor, int]]:
         photos = self.manifest.of("train")
         dataset = DistortedPhotos(
-            self.manifest.paths(photos),
+            self.manifest.files(photos),
             self.manifest.targets(photos),
             self.augmentation,
             self.preprocessing,
@@ -112,7 +111,7 @@ class PhotoData(pl.LightningDataModule):
 
     def val_dataloader(self) -> DataLoader[tuple[Tensor, int]]:
         photos = self.manifest.of("val")
-        return self._loader(PlainPhotos(self.manifest.paths(photos), self.manifest.targets(photos), self.preprocessing))
+        return self._loader(PlainPhotos(self.manifest.files(photos), self.manifest.targets(photos), self.preprocessing))
 
     def _loader(
         self,

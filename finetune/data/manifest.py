@@ -7,7 +7,7 @@ import hashlib
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import astuple, dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +19,7 @@ from finetune.files import digest, replacing
 from finetune.parallel import ordered_map
 from finetune.preprocess import decode
 from finetune.progress import track
+from finetune.stores import Store, StoredFile, open_store
 
 log = logging.getLogger(__name__)
 
@@ -45,9 +46,9 @@ class Photo:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Every file found under a root, in path order."""
+    """Every file found in a store, in path order."""
 
-    root: Path
+    store: Store
     photos: tuple[Photo, ...]
 
     @cached_property
@@ -80,8 +81,8 @@ class Manifest:
         number = {label: k for k, label in enumerate(self.classes)}
         return [number[photo.label] for photo in photos]
 
-    def paths(self, photos: tuple[Photo, ...]) -> list[Path]:
-        return [self.root / photo.path for photo in photos]
+    def files(self, photos: Iterable[Photo]) -> list[StoredFile]:
+        return [StoredFile(self.store, photo.path) for photo in photos]
 
     def fingerprint(self) -> str:
         """Digest of every usable photo's content, label and split: the same data set has the same one anywhere."""
@@ -95,9 +96,9 @@ class Manifest:
             writer.writerows(astuple(photo) for photo in self.photos)
 
     @classmethod
-    def load(cls, path: Path, root: Path) -> Manifest:
+    def load(cls, path: Path, store: Store) -> Manifest:
         with path.open(newline="", encoding="utf-8") as file:
-            return cls(root, tuple(Photo(**row) for row in csv.DictReader(file)))
+            return cls(store, tuple(Photo(**row) for row in csv.DictReader(file)))
 
 
 def read_manifest(root: Path, val_fraction: float, test_fraction: float, seed: int) -> Manifest:
@@ -120,7 +121,9 @@ def read_manifest(root: Path, val_fraction: float, test_fraction: float, seed: i
     free = [photo for photo in photos if photo.split in pool and not photo.problem]
     assigned = assign_splits([(photo.label, photo.sha256) for photo in free], wanted, seed)
     split_of = {photo.path: split for photo, split in zip(free, assigned, strict=True)}
-    return Manifest(root, tuple(replace(photo, split=split_of.get(photo.path, photo.split)) for photo in photos))
+    return Manifest(
+        open_store(str(root)), tuple(replace(photo, split=split_of.get(photo.path, photo.split)) for photo in photos)
+    )
 
 
 def read_labelled(root: Path) -> Manifest:
@@ -128,7 +131,7 @@ def read_labelled(root: Path) -> Manifest:
     photos = inspect(root, list_photos(root))
     if not any(not photo.problem for photo in photos):
         raise FinetuneError(_nothing_found(root, photos))
-    return Manifest(root, tuple(replace(photo, split="test") for photo in photos))
+    return Manifest(open_store(str(root)), tuple(replace(photo, split="test") for photo in photos))
 
 
 def list_photos(root: Path) -> list[Photo]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import cv2
@@ -16,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from finetune.preprocess import Pixels, decode
+from finetune.preprocess import Pixels, Readable, decode
 
 # Pixels that one photo contributes, so that a large photo weighs no more than a small one.
 PIXELS_PER_PHOTO = 10_000
@@ -49,11 +48,11 @@ class ColourPCA(BaseModel):
         return shift
 
 
-def fit_colour_pca(paths: Iterable[Path]) -> ColourPCA:
+def fit_colour_pca(files: Iterable[Readable]) -> ColourPCA:
     """Compute the components in one pass over the photos, holding only sums."""
     count, total, products = 0, np.zeros(3), np.zeros((3, 3))
-    for path in paths:
-        pixels = _sample(np.asarray(decode(path, wanted_px=DECODED_PX)))
+    for file in files:
+        pixels = _sample(np.asarray(decode(file, wanted_px=DECODED_PX)))
         count += len(pixels)
         total += pixels.sum(axis=0)
         products += pixels.T @ pixels

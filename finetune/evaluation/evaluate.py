@@ -27,7 +27,7 @@ def main(config: EvaluateConfig) -> str:
     if config.data.root is None:
         run.require(photos)
     classifier = run.classifier()
-    logits = score_with_torch(classifier, run.result.preprocessing, manifest.paths(photos))
+    logits = score_with_torch(classifier, run.result.preprocessing, manifest.files(photos))
     probabilities = torch.softmax(logits / classifier.temperature, dim=1).numpy()
     targets = [run.result.classes.index(photo.label) for photo in photos]
     scores = measure(probabilities, targets, run.result.classes, photos)
@@ -40,7 +40,7 @@ def main(config: EvaluateConfig) -> str:
 def _photos_of(run: FinishedRun, config: EvaluateConfig) -> Manifest:
     if config.data.root is None:
         return run.manifest
-    manifest = read_labelled(config.data.root)
+    manifest = read_labelled(Path(config.data.root))
     for label in manifest.classes:
         if label not in run.result.classes:
             raise FinetuneError(

@@ -14,7 +14,7 @@ from finetune.data.manifest import Manifest
 from finetune.errors import ImageError
 from finetune.evaluation.metrics import Scores
 from finetune.files import write_text
-from finetune.preprocess import decode
+from finetune.preprocess import Readable, decode
 from finetune.run import Result
 
 MOST_MISTAKES = 24
@@ -31,13 +31,13 @@ def write_report(
         result=result,
         scores=scores,
         metrics=metrics,
-        mistakes=_mistakes(manifest.root, scores, result.classes) if scores else [],
+        mistakes=_mistakes(manifest, scores, result.classes) if scores else [],
         skipped=manifest.skipped,
     )
     write_text(path, page)
 
 
-def _mistakes(root: Path, scores: Scores, classes: tuple[str, ...]) -> list[dict[str, str]]:
+def _mistakes(manifest: Manifest, scores: Scores, classes: tuple[str, ...]) -> list[dict[str, str]]:
     """Return the wrong answers, surest first."""
     answers = scores.answers
     wrong = [number for number, target in enumerate(scores.targets) if answers[number] != target]
@@ -48,16 +48,16 @@ def _mistakes(root: Path, scores: Scores, classes: tuple[str, ...]) -> list[dict
             "label": scores.photos[number].label,
             "answer": classes[answers[number]],
             "probability": f"{100 * float(scores.probabilities[number, answers[number]]):.1f} %",
-            "thumbnail": _thumbnail(root / scores.photos[number].path),
+            "thumbnail": _thumbnail(*manifest.files([scores.photos[number]])),
         }
         for number in wrong[:MOST_MISTAKES]
     ]
 
 
-def _thumbnail(path: Path) -> str:
+def _thumbnail(file: Readable) -> str:
     """Return a data address of a small JPEG; empty where the photo has gone since it was scored."""
     try:
-        image = decode(path, wanted_px=THUMBNAIL_PX)
+        image = decode(file, wanted_px=THUMBNAIL_PX)
     except (ImageError, OSError):
         return ""
     buffer = io.BytesIO()

@@ -18,7 +18,7 @@ from finetune.evaluation.scoring import score_with_torch
 from finetune.files import replacing
 from finetune.models.classifier import Classifier
 from finetune.parallel import ordered_map
-from finetune.preprocess import Preprocessing
+from finetune.preprocess import Preprocessing, Readable
 from finetune.progress import track
 from finetune.serving.predictor import Predictor
 
@@ -35,9 +35,9 @@ def compare(
 
     Raises ParityError where a probability differs by more than `limit`.
     """
-    paths = manifest.paths(tuple(photos))
-    by_torch = torch_probabilities(classifier, predictor.preprocessing, paths)
-    rows = onnx_probabilities(predictor, paths)
+    files = manifest.files(photos)
+    by_torch = torch_probabilities(classifier, predictor.preprocessing, files)
+    rows = onnx_probabilities(predictor, files)
     gaps = np.abs(by_torch[np.arange(len(rows)) % len(photos)] - rows)
     worst = int(gaps.max(axis=1).argmax())
     by_onnx = rows[: len(photos)]
@@ -63,20 +63,22 @@ def compare(
     return parity
 
 
-def torch_probabilities(classifier: Classifier, preprocessing: Preprocessing, paths: Sequence[Path]) -> Probabilities:
+def torch_probabilities(
+    classifier: Classifier, preprocessing: Preprocessing, files: Sequence[Readable]
+) -> Probabilities:
     """Return (N, classes) of the trained model, as it was trained."""
-    logits = score_with_torch(classifier, preprocessing, paths)
+    logits = score_with_torch(classifier, preprocessing, files)
     probabilities: Probabilities = torch.softmax(logits / classifier.temperature.cpu(), dim=1).numpy()
     return probabilities
 
 
-def onnx_probabilities(predictor: Predictor, paths: Sequence[Path]) -> Probabilities:
+def onnx_probabilities(predictor: Predictor, files: Sequence[Readable]) -> Probabilities:
     """Return (M, classes) of the exported model, M >= N, in batches of each size in turn.
 
     Row k belongs to photo k modulo N: the last batches start over, so that every size is run whole.
     """
-    batches = list(_batches(len(paths)))
-    ordered = [paths[number] for batch in batches for number in batch]
+    batches = list(_batches(len(files)))
+    ordered = [files[number] for batch in batches for number in batch]
     pixels = track(ordered_map(predictor.load, ordered), "comparing the exported model", total=len(ordered))
     return np.concatenate([predictor.run(np.stack(list(islice(pixels, len(batch))))) for batch in batches])
 

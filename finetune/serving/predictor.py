@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel
 
 from finetune.bundle import INPUT, OUTPUT
-from finetune.preprocess import Pixels, Preprocessing, load_pixels
+from finetune.preprocess import Pixels, Preprocessing, Readable, load_pixels
 from finetune.runtime import Device, open_session
 
 # What cameras, phones and browsers make. Pillow's rarer decoders are no risk a server should take.
@@ -59,7 +59,7 @@ class Predictor:
         for photos in (1, self.batch_size):
             self.run(np.zeros((photos, size, size, 3), dtype=np.uint8))
 
-    def load(self, source: Path | bytes) -> Pixels:
+    def load(self, source: Readable | bytes) -> Pixels:
         """Decode a photo to the model's input; raises ImageError with the reason."""
         return load_pixels(source, self.preprocessing, SERVED_FORMATS)
 

@@ -18,7 +18,7 @@ from finetune.models.backbone import Backbone, BackboneSpec, FeatureSet
 from finetune.models.classifier import Normalise
 from finetune.models.graph import INPUT, quick_graph
 from finetune.parallel import ordered_map
-from finetune.preprocess import Pixels, Preprocessing, load_pixels
+from finetune.preprocess import Pixels, Preprocessing, Readable, load_pixels
 from finetune.progress import track
 from finetune.runtime import open_session
 
@@ -52,17 +52,17 @@ class KeptFeatures:
             stored: Features = np.load(kept)
             return stored
         description = f"features of {purpose} photos at {self.preprocessing.image_size} px"
-        features = np.concatenate(list(self._batches(manifest.paths(tuple(photos)), description)))
+        features = np.concatenate(list(self._batches(manifest.files(photos), description)))
         with replacing(kept) as beside:
             np.save(beside, features)
         return features
 
-    def _batches(self, paths: Sequence[Path], description: str) -> Iterator[Features]:
+    def _batches(self, files: Sequence[Readable], description: str) -> Iterator[Features]:
         if self._run is None:
             self._run = self._on_gpu() if self.device.type == "cuda" else self._on_cpu()
         size = GPU_BATCH if self.device.type == "cuda" else CPU_BATCH
-        pixels = ordered_map(lambda path: load_pixels(path, self.preprocessing), paths)
-        shown = iter(track(pixels, description, total=len(paths)))
+        pixels = ordered_map(lambda file: load_pixels(file, self.preprocessing), files)
+        shown = iter(track(pixels, description, total=len(files)))
         while batch := list(islice(shown, size)):
             yield self._run(_stack(batch))
 

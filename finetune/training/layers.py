@@ -60,7 +60,7 @@ def fit_layers(
     classifier.to(device)
 
     def score(photos: Sequence[Photo]) -> Tensor:
-        return score_with_torch(classifier, preprocessing, manifest.paths(tuple(photos)))
+        return score_with_torch(classifier, preprocessing, manifest.files(photos))
 
     val = manifest.of("val")
     logits, targets = score(val), manifest.targets(val)
@@ -89,8 +89,8 @@ def _build(config: TrainConfig, spec: BackboneSpec, manifest: Manifest, size: in
 
 def _colour_pca(manifest: Manifest, run: Run) -> ColourPCA:
     if not run.colour_pca.is_file():
-        paths = manifest.paths(manifest.of("train"))
-        components = fit_colour_pca(track(paths, "colours of the training photos", total=len(paths)))
+        files = manifest.files(manifest.of("train"))
+        components = fit_colour_pca(track(files, "colours of the training photos", total=len(files)))
         write_text(run.colour_pca, components.model_dump_json(indent=2) + "\n")
     return ColourPCA.model_validate_json(run.colour_pca.read_text(encoding="utf-8"))
 

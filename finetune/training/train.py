@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import logging
 import time
+from pathlib import Path
 from typing import Literal
 
 import pytorch_lightning as pl
@@ -28,7 +29,6 @@ log = logging.getLogger(__name__)
 
 def main(config: TrainConfig) -> str:
     """Train as configured, or finish what was interrupted; returns what came of it."""
-    config = config.model_copy(update={"data": config.data.model_copy(update={"root": config.data.root.absolute()})})
     spec = describe_backbone(config.model.backbone)
     run = Run(config.output)
     # bad photos are reported before a folder is made, and a finished run needs none
@@ -42,11 +42,12 @@ def main(config: TrainConfig) -> str:
 
 def _train(config: TrainConfig, spec: BackboneSpec, manifest: Manifest, run: Run) -> str:
     if run.manifest.is_file() and (run.features.exists() or run.checkpoints.exists()):
-        before = Manifest.load(run.manifest, manifest.root)
+        before = Manifest.load(run.manifest, manifest.store)
         if before.fingerprint() != manifest.fingerprint():
             raise FinetuneError(
-                f"the photos in {manifest.root} have changed since this run began ({len(before.photos)} files then, "
-                f"{len(manifest.photos)} now); choose another output=, or delete {run.path}"
+                f"the photos in {manifest.store.address} have changed since this run began "
+                f"({len(before.photos)} files then, {len(manifest.photos)} now); "
+                f"choose another output=, or delete {run.path}"
             )
     manifest.save(run.manifest)
     started = time.monotonic()
@@ -85,20 +86,21 @@ def summarise(result: Result) -> str:
 
 def _changed_since(run: FinishedRun) -> str:
     """Say so if files came or went since a finished run; their content is not read for that."""
-    if not run.root.is_dir():
+    root = Path(run.store.address)
+    if not root.is_dir():
         return ""
-    now, then = {photo.path for photo in list_photos(run.root)}, {photo.path for photo in run.manifest.photos}
+    now, then = {photo.path for photo in list_photos(root)}, {photo.path for photo in run.manifest.photos}
     if now == then:
         return ""
     return (
-        f"\nsince then {len(now - then)} files came to {run.root} and {len(then - now)} went; "
+        f"\nsince then {len(now - then)} files came to {root} and {len(then - now)} went; "
         "another output= trains on what is there now"
     )
 
 
 def _read(config: TrainConfig) -> Manifest:
     data = config.data
-    manifest = read_manifest(data.root, data.val_fraction, data.test_fraction, config.seed)
+    manifest = read_manifest(Path(data.root), data.val_fraction, data.test_fraction, config.seed)
     if manifest.skipped:
         log.warning("%s (reasons: %s)", summarise_skipped(manifest.skipped), Run(config.output).manifest)
     if manifest.conflicts:

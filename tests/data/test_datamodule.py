@@ -110,7 +110,7 @@ def test_validation_sees_what_the_server_sees_in_the_order_of_the_manifest(
     module = data(manifest, batch_size=4, num_workers=num_workers)
     batches = [(pixels, targets) for pixels, targets in module.val_dataloader()]
     photos = manifest.of("val")
-    want = np.stack([load_pixels(path, module.preprocessing) for path in manifest.paths(photos)])
+    want = np.stack([load_pixels(path, module.preprocessing) for path in manifest.files(photos)])
     assert np.array_equal(torch.cat([pixels for pixels, _ in batches]).numpy(), want)
     assert torch.cat([targets for _, targets in batches]).tolist() == manifest.targets(photos)
 
@@ -168,5 +168,5 @@ def test_without_a_crop_training_sees_a_photo_as_validation_does(manifest: Manif
     preprocessing = Preprocessing(image_size=SIZE, fit="crop")
     module = PhotoData(manifest, preprocessing, Augmentation(config, SIZE, None), 12, num_workers=0, seed=0)
     ((images, _),) = epochs(module, 1)[0]
-    wanted = {load_pixels(path, preprocessing).tobytes() for path in manifest.paths(manifest.of("train"))}
+    wanted = {load_pixels(path, preprocessing).tobytes() for path in manifest.files(manifest.of("train"))}
     assert {image.numpy().tobytes() for image in images} == wanted

@@ -13,6 +13,7 @@ from finetune.cli import run
 from finetune.data.manifest import Manifest, Photo, read_labelled, read_manifest, summarise_skipped
 from finetune.errors import FinetuneError
 from finetune.files import sha256
+from finetune.stores import FolderStore, StoredFile
 from tests.conftest import CLASSES, paint, paint_folder
 
 
@@ -122,7 +123,7 @@ def test_hidden_folders_do_not_hide_the_split_folders(tmp_path: Path) -> None:
 def test_the_name_of_the_root_does_not_matter(name: str, photos: Path) -> None:
     before = read(photos)
     root = photos.rename(photos.parent / name)
-    assert read(root) == replace(before, root=root)
+    assert read(root) == replace(before, store=FolderStore(str(root)))
 
 
 def test_a_relative_root_gives_the_same_photos(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -168,7 +169,7 @@ def test_targets_are_the_places_of_the_sorted_classes(photos: Path) -> None:
     manifest = read(photos)
     some = manifest.of("val")
     assert [manifest.classes[target] for target in manifest.targets(some)] == [photo.label for photo in some]
-    assert manifest.paths(some) == [photos / photo.path for photo in some]
+    assert manifest.files(some) == [StoredFile(manifest.store, photo.path) for photo in some]
 
 
 def test_skipped_photos_belong_to_no_split(photos: Path) -> None:
@@ -233,7 +234,7 @@ def test_a_manifest_comes_back_from_its_file_as_it_was(tmp_path: Path) -> None:
     )
     manifest = Manifest(tmp_path, listed)
     manifest.save(tmp_path / "manifest.csv")
-    assert Manifest.load(tmp_path / "manifest.csv", tmp_path) == manifest
+    assert Manifest.load(tmp_path / "manifest.csv", manifest.store) == manifest
 
 
 def test_a_folder_of_awkward_names_comes_back_as_it_was(photos: Path, tmp_path: Path) -> None:
@@ -244,7 +245,7 @@ def test_a_folder_of_awkward_names_comes_back_as_it_was(photos: Path, tmp_path: 
     assert manifest.skipped == ()
     assert counts(manifest)["train"] + counts(manifest)["val"] + counts(manifest)["test"] == 24 + len(AWKWARD) - 1
     manifest.save(tmp_path / "manifest.csv")
-    loaded = Manifest.load(tmp_path / "manifest.csv", photos)
+    loaded = Manifest.load(tmp_path / "manifest.csv", FolderStore(str(photos)))
     assert loaded == manifest
     assert loaded.fingerprint() == manifest.fingerprint()
 
@@ -256,7 +257,7 @@ def test_a_file_name_that_is_not_utf8_is_a_problem_and_the_manifest_is_saved(pho
         ("red/caf\\udce9.jpg", "its name is not UTF-8; rename it")
     ]
     manifest.save(tmp_path / "manifest.csv")
-    assert Manifest.load(tmp_path / "manifest.csv", photos) == manifest
+    assert Manifest.load(tmp_path / "manifest.csv", FolderStore(str(photos))) == manifest
 
 
 def test_the_file_has_a_header_and_a_line_a_photo(photos: Path, tmp_path: Path) -> None:

@@ -122,7 +122,8 @@ def test_photos_that_are_gone_are_named(tiny_run: Path, tmp_path: Path, capsys: 
     config.write_text(config.read_text().replace(str(tiny_run.parent / "photos"), str(gone)))
     assert run(["export", f"run={folder}", f"output={tmp_path / 'models'}"]) == 2
     said = capsys.readouterr().err
-    assert f"6 of the 6 photos to compare on are gone, the first is {gone}" in said
+    assert "6 of the 6 photos to compare on are gone, the first is " in said
+    assert str(gone) in said
 
 
 def test_what_is_no_run_is_refused(tmp_path: Path, tiny_run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -29,7 +29,7 @@ def manifest(photos: Path) -> Manifest:
 def test_onnxruntime_gives_the_features_that_torch_gives(manifest: Manifest, tmp_path: Path) -> None:
     source = kept(tmp_path / "kept")
     photos = manifest.of("train")
-    pixels = np.stack([load_pixels(path, source.preprocessing) for path in manifest.paths(photos)])
+    pixels = np.stack([load_pixels(path, source.preprocessing) for path in manifest.files(photos)])
     with torch.inference_mode():
         wanted = source.module(torch.from_numpy(pixels)).numpy()
     np.testing.assert_allclose(source.of(manifest, photos, "training"), wanted, atol=2e-5)
