@@ -187,6 +187,7 @@ class CheckConfig(Section):
 
     data: SourceConfig
     seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(description="decides the splits, as for train")
+    output: Place = Field(description="folder for audit.json and audit.html, the page with thumbnails")
 
 
 class EvaluateDataConfig(Section):

@@ -24,7 +24,14 @@ class ParityError(FinetuneError):
 
 
 class ImageError(FinetuneError):
-    """These bytes are not an image that can be read; the message is the reason, without a path."""
+    """These bytes are not an image that can be read; the message is the reason, without a path.
+
+    kind: the reason as an audit counts it: empty, not_an_image, damaged, too_many_pixels.
+    """
+
+    def __init__(self, message: str, kind: str) -> None:
+        super().__init__(message)
+        self.kind = kind
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

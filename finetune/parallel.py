@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
+import multiprocessing
 import os
+import signal
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+# Items that travel to another process together.
+CHUNK = 64
 CGROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
@@ -41,3 +45,33 @@ def ordered_map(function: Callable[[Item], Result], items: Iterable[Item]) -> It
         finally:
             for future in ahead:
                 future.cancel()
+
+
+def process_map(function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
+    """Yield `function(item)` in order, computed ahead in a process a core; for work that holds Python's lock.
+
+    function and items are pickled. The processes are started afresh, so they share no handle or thread with this one.
+    """
+    chunks = [items[start : start + CHUNK] for start in range(0, len(items), CHUNK)]
+    ahead: deque[Future[list[Result]]] = deque()
+    workers = usable_cores()
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_leave_ctrl_c_to_the_parent) as pool:
+        try:
+            for chunk in chunks:
+                ahead.append(pool.submit(_each, function, chunk))
+                if len(ahead) > 4 * workers:
+                    yield from ahead.popleft().result()
+            while ahead:
+                yield from ahead.popleft().result()
+        finally:
+            for future in ahead:
+                future.cancel()
+
+
+def _each(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+    return [function(item) for item in items]
+
+
+def _leave_ctrl_c_to_the_parent() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

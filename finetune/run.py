@@ -17,14 +17,14 @@ from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 import finetune
-from finetune.config import TrainConfig
+from finetune.config import DataConfig, TrainConfig
+from finetune.data.listing import open_source
 from finetune.data.manifest import Manifest, Photo
 from finetune.errors import FinetuneError, nearest
 from finetune.files import make_folder, replacing, sha256, write_json, write_text
 from finetune.models.backbone import BackboneSpec, FeatureSet, build_empty_backbone
 from finetune.models.classifier import Classifier
 from finetune.preprocess import Preprocessing
-from finetune.stores import open_store
 
 LOCK = ".lock"
 
@@ -169,21 +169,21 @@ class FinishedRun:
             self.result = Result.model_validate_json(self.files.result.read_text(encoding="utf-8"))
         except ValidationError as error:
             raise FinetuneError(f"{self.files.result} is damaged: {error.errors()[0]['msg']}") from None
-        self.store = open_store(_read_config(self.files.config)["data"]["root"])
+        self.data = _data_config(self.files.config)
 
     @cached_property
     def manifest(self) -> Manifest:
         if not self.files.manifest.is_file():
             raise FinetuneError(f"{self.files.manifest} is missing: which photos this run used is not known any more")
-        return Manifest.load(self.files.manifest, self.store)
+        return Manifest.load(self.files.manifest, open_source(self.data.root))
 
     def require(self, photos: Sequence[Photo]) -> tuple[Photo, ...]:
         """Return the photos; raises FinetuneError where files of theirs are gone."""
-        gone = [photo.path for photo in photos if not self.store.exists(photo.path)]
+        gone = [photo.path for photo in photos if not self.manifest.store.exists(photo.path)]
         if gone:
             raise FinetuneError(
                 f"{len(gone)} of the {len(photos)} photos to compare on are gone, the first is {gone[0]} "
-                f"in {self.store.address}; this needs the run's photos where they were"
+                f"in {self.manifest.store.address}; this needs the run's photos where they were"
             )
         return tuple(photos)
 
@@ -202,6 +202,14 @@ class FinishedRun:
         except (OSError, safetensors.SafetensorError) as error:
             raise FinetuneError(f"{self.files.weights} cannot be read: {error}") from None
         return classifier.eval()
+
+
+def _data_config(path: Path) -> DataConfig:
+    try:
+        return DataConfig.model_validate(_read_config(path)["data"])
+    except ValidationError as error:
+        reason = error.errors()[0]
+        raise FinetuneError(f"{path}: data.{'.'.join(map(str, reason['loc']))}: {reason['msg']}") from None
 
 
 def _read_config(path: Path) -> dict[str, Any]:

@@ -11,12 +11,17 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import subprocess
 import sys
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
+
+from finetune.config import SourceConfig
+from finetune.data.manifest import Manifest
 
 ROOT = Path(__file__).parent.parent
 CLASSES = ("blue", "green", "red")
@@ -27,6 +32,26 @@ def one_torch_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test writes where it stands, and what is kept between commands, is its own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path.parent / f"{tmp_path.name}.cache"))
+
+
+def source(root: Path | str, **data: object) -> SourceConfig:
+    """Return the data section of `finetune check`, with its defaults."""
+    values = yaml.safe_load((ROOT / "conf/source.yaml").read_text())
+    return SourceConfig.model_validate({**values, "root": str(root), **data})
+
+
+def manifest_of(root: Path | str, seed: int = 0, **data: object) -> Manifest:
+    """Return the manifest that training would use."""
+    from finetune.data.audit import audit
+
+    return audit(source(root, **data), seed).require_trainable()
 
 
 def paint(path: Path, label: str, seed: int, size: tuple[int, int] = (80, 60)) -> Path:
@@ -40,10 +65,11 @@ def paint(path: Path, label: str, seed: int, size: tuple[int, int] = (80, 60)) -
 
 
 def paint_folder(root: Path, per_class: int = 8) -> Path:
-    """Save root/CLASS/N.jpg for the three classes."""
+    """Save root/CLASS/N.jpg for the three classes; folders of different names get different photos."""
+    first = zlib.crc32(root.name.encode())
     for number, label in enumerate(CLASSES):
         for index in range(per_class):
-            paint(root / label / f"{index}.jpg", label, seed=1000 * number + index)
+            paint(root / label / f"{index}.jpg", label, seed=first + 1000 * number + index)
     return root
 
 

@@ -3,28 +3,50 @@
 from __future__ import annotations
 
 from collections import Counter
-from pathlib import Path
 
 from finetune.config import CheckConfig
-from finetune.data.manifest import Split, read_manifest, summarise_conflicts, summarise_skipped
-
-SPLITS: tuple[Split, ...] = ("train", "val", "test")
+from finetune.data.audit import SPLITS, Audit, audit
+from finetune.data.audit_report import write_audit
+from finetune.data.findings import KINDS
+from finetune.errors import FinetuneError
 
 
 def main(config: CheckConfig) -> str:
-    """Return the table of photos by class and split, and what is wrong with the others."""
-    data = config.data
-    manifest = read_manifest(Path(data.root), data.val_fraction, data.test_fraction, config.seed)
+    """Write audit.json and audit.html; return the tables of photos and of findings."""
+    result = audit(config.data, config.seed)
+    page = write_audit(result, config.data, config.seed, config.output)
+    fatal = result.of("untrainable")
+    if fatal:
+        raise FinetuneError("\n".join([*(case.detail for case in fatal), f"audit: {page}"]))
+    return "\n".join([*count_lines(result), "", *finding_lines(result), "", f"audit: {page}"])
+
+
+def count_lines(result: Audit) -> list[str]:
+    """The table of photos by class and split."""
+    manifest = result.manifest
+    if manifest.classes == ("",):
+        return [f"{len(manifest.photos) - len(manifest.skipped)} photos without labels"]
     counts = Counter((photo.label, photo.split) for photo in manifest.photos if not photo.problem)
     width = max(len("class"), *(len(label) for label in manifest.classes))
-    lines = [f"{'class':<{width}}" + "".join(f"{split:>8}" for split in SPLITS)]
-    lines += [
+    rows = [f"{'class':<{width}}" + "".join(f"{split:>8}" for split in SPLITS)]
+    rows += [
         f"{label:<{width}}" + "".join(f"{counts[label, split]:>8}" for split in SPLITS) for label in manifest.classes
     ]
-    lines.append(f"{'all':<{width}}" + "".join(f"{len(manifest.of(split)):>8}" for split in SPLITS))
-    lines.append("")
-    every_one = len(manifest.skipped)
-    lines.append(summarise_skipped(manifest.skipped, every_one) if every_one else "every file can be read")
-    if manifest.conflicts:
-        lines.append(summarise_conflicts(manifest.conflicts))
-    return "\n".join(lines)
+    rows.append(f"{'all':<{width}}" + "".join(f"{len(manifest.of(split)):>8}" for split in SPLITS))
+    return rows
+
+
+def finding_lines(result: Audit, at_most: int = 3) -> list[str]:
+    """Every finding in a line, with its first cases."""
+    if not result.findings:
+        return ["every file can be read, nothing was found"]
+    width = max(len(KINDS[finding.kind].title) for finding in result.findings)
+    lines = []
+    for finding in result.findings:
+        lines.append(f"{finding.severity:<8} {KINDS[finding.kind].title:<{width}} {len(finding.cases):>7}")
+        for case in finding.cases[:at_most]:
+            shown = ", ".join(case.paths[:3]) + (f" and {len(case.paths) - 3} more" if len(case.paths) > 3 else "")
+            lines.append(f"           {shown}: {case.detail}" if shown else f"           {case.detail}")
+        if len(finding.cases) > at_most:
+            lines.append(f"           and {len(finding.cases) - at_most} more")
+    return lines

@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 
 from finetune.config import EvaluateConfig
-from finetune.data.manifest import Manifest, read_labelled, summarise_skipped
+from finetune.data.audit import read_labelled
+from finetune.data.manifest import Manifest, summarise_skipped
 from finetune.errors import FinetuneError, nearest
 from finetune.evaluation.metrics import Scores, measure
 from finetune.evaluation.report import write_report
@@ -40,7 +41,7 @@ def main(config: EvaluateConfig) -> str:
 def _photos_of(run: FinishedRun, config: EvaluateConfig) -> Manifest:
     if config.data.root is None:
         return run.manifest
-    manifest = read_labelled(Path(config.data.root))
+    manifest = read_labelled(config.data.root, run.data.class_from)
     for label in manifest.classes:
         if label not in run.result.classes:
             raise FinetuneError(

@@ -5,14 +5,17 @@ from __future__ import annotations
 import csv
 import logging
 import time
-from pathlib import Path
 from typing import Literal
 
 import pytorch_lightning as pl
 import torch
 
 from finetune.config import FreezeConfig, TrainConfig
-from finetune.data.manifest import Manifest, list_photos, read_manifest, summarise_conflicts, summarise_skipped
+from finetune.data.audit import Audit, audit
+from finetune.data.audit_report import write_audit
+from finetune.data.findings import KINDS
+from finetune.data.listing import list_source
+from finetune.data.manifest import Manifest, summarise_skipped
 from finetune.errors import FinetuneError
 from finetune.evaluation.metrics import Scores, measure
 from finetune.evaluation.report import write_report
@@ -32,15 +35,16 @@ def main(config: TrainConfig) -> str:
     spec = describe_backbone(config.model.backbone)
     run = Run(config.output)
     # bad photos are reported before a folder is made, and a finished run needs none
-    manifest = None if run.config.is_file() else _read(config)
+    audited = None if run.config.is_file() else _audit(config)
     with run.claimed():
         if run.begin(config):
             finished = FinishedRun(run.path)
             return f"already finished: {run.path}\n{summarise(finished.result)}{_changed_since(finished)}"
-        return _train(config, spec, manifest or _read(config), run)
+        return _train(config, spec, audited or _audit(config), run)
 
 
-def _train(config: TrainConfig, spec: BackboneSpec, manifest: Manifest, run: Run) -> str:
+def _train(config: TrainConfig, spec: BackboneSpec, audited: Audit, run: Run) -> str:
+    manifest = audited.manifest
     if run.manifest.is_file() and (run.features.exists() or run.checkpoints.exists()):
         before = Manifest.load(run.manifest, manifest.store)
         if before.fingerprint() != manifest.fingerprint():
@@ -50,6 +54,9 @@ def _train(config: TrainConfig, spec: BackboneSpec, manifest: Manifest, run: Run
                 f"choose another output=, or delete {run.path}"
             )
     manifest.save(run.manifest)
+    page = write_audit(audited, config.data, config.seed, run.path)
+    if audited.findings:
+        log.info("what was found in the photos: %s", page)
     started = time.monotonic()
     depth = choose_depth(config.freeze, len(manifest.of("train")))
     log.info("%d training photos: freeze=%s", len(manifest.of("train")), depth)
@@ -86,26 +93,34 @@ def summarise(result: Result) -> str:
 
 def _changed_since(run: FinishedRun) -> str:
     """Say so if files came or went since a finished run; their content is not read for that."""
-    root = Path(run.store.address)
-    if not root.is_dir():
-        return ""
-    now, then = {photo.path for photo in list_photos(root)}, {photo.path for photo in run.manifest.photos}
+    data = run.data
+    try:
+        listing = list_source(data.root, data.class_from, data.group_pattern)
+    except FinetuneError:
+        return ""  # the photos may well be gone by now
+    now, then = {photo.path for photo in listing.photos}, {photo.path for photo in run.manifest.photos}
     if now == then:
         return ""
     return (
-        f"\nsince then {len(now - then)} files came to {root} and {len(then - now)} went; "
+        f"\nsince then {len(now - then)} files came to {data.root} and {len(then - now)} went; "
         "another output= trains on what is there now"
     )
 
 
-def _read(config: TrainConfig) -> Manifest:
-    data = config.data
-    manifest = read_manifest(Path(data.root), data.val_fraction, data.test_fraction, config.seed)
-    if manifest.skipped:
-        log.warning("%s (reasons: %s)", summarise_skipped(manifest.skipped), Run(config.output).manifest)
-    if manifest.conflicts:
-        log.warning("%s", summarise_conflicts(manifest.conflicts))
-    return manifest
+def _audit(config: TrainConfig) -> Audit:
+    """Look at every photo; raises FinetuneError where they cannot be trained on."""
+    if config.data.class_from == "none":
+        raise FinetuneError("data.class_from=none gives no labels to train on; choose folder or path")
+    found = audit(config.data, config.seed)
+    found.require_trainable()
+    for finding in found.findings:
+        if finding.severity == "warning":
+            case = finding.cases[0]
+            example = f"{', '.join(case.paths[:2])}: {case.detail}".removeprefix(": ")
+            log.warning("%s: %d (%s)", KINDS[finding.kind].title.lower(), len(finding.cases), example)
+    if found.manifest.skipped:
+        log.warning("%s", summarise_skipped(found.manifest.skipped))
+    return found
 
 
 def _device(accelerator: Literal["auto", "cpu", "gpu"]) -> torch.device:

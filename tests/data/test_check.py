@@ -1,13 +1,15 @@
 from __future__ import annotations
 
+import csv
 import itertools
+import json
 import shutil
 from pathlib import Path
 
 import pytest
 
 from finetune.cli import run
-from tests.conftest import paint, paint_folder
+from tests.conftest import CLASSES, manifest_of, paint, paint_folder
 
 
 def table(capsys: pytest.CaptureFixture[str], root: Path, *words: str) -> str:
@@ -17,19 +19,7 @@ def table(capsys: pytest.CaptureFixture[str], root: Path, *words: str) -> str:
     return out
 
 
-def test_the_table_of_a_folder_of_classes(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert table(capsys, photos) == (
-        "class   train     val    test\n"
-        "blue        4       2       2\n"
-        "green       4       2       2\n"
-        "red         4       2       2\n"
-        "all        12       6       6\n"
-        "\n"
-        "every file can be read\n"
-    )
-
-
-def test_the_table_of_split_folders_with_a_long_name_and_skipped_files(
+def test_the_table_of_split_folders_with_a_long_name_and_findings(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = tmp_path / "photos"
@@ -40,53 +30,92 @@ def test_the_table_of_split_folders_with_a_long_name_and_skipped_files(
                 paint(root / split / label / f"{number}.png", "red", next(seeds))
     (root / "val" / "b" / "note.txt").write_text("no photo")
     (root / "test" / "b" / "zero.jpg").write_bytes(b"")
-    assert table(capsys, root) == (
-        "class               train     val    test\n"
-        "a long class name      10       3       0\n"
-        "b                       5       1       2\n"
-        "all                    15       4       2\n"
-        "\n"
-        "skipped 2 files:\n"
-        "  test/b/zero.jpg: empty file (0 bytes)\n"
-        "  val/b/note.txt: not an image in a format that can be read\n"
-    )
+    lines = table(capsys, root).splitlines()
+    assert lines[:5] == [
+        "class               train     val    test",
+        "a long class name      10       3       0",
+        "b                       5       1       2",
+        "all                    15       4       2",
+        "",
+    ]
+    assert [line.split() for line in lines[5:9]] == [
+        ["skipped", "Empty", "file", "1"],
+        ["test/b/zero.jpg:", "empty", "file", "(0", "bytes)"],
+        ["skipped", "Not", "an", "image", "1"],
+        ["val/b/note.txt:", "not", "an", "image", "in", "a", "format", "that", "can", "be", "read"],
+    ]
+    assert lines[-1] == "audit: audit/audit.html"
 
 
-def test_the_fractions_and_nothing_else_decide_the_counts(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ("data.val_fraction=0.125", "data.test_fraction=0")
-    first = table(capsys, photos, *words)
-    assert first.splitlines()[-3].split() == ["all", "21", "3", "0"]
-    assert table(capsys, photos, *words, "seed=1") == first
+def test_every_file_is_in_the_table_whatever_the_seed(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for seed in range(3):
+        line = table(capsys, photos, "data.test_fraction=0", f"seed={seed}").splitlines()[4].split()
+        assert (line[0], int(line[1]) + int(line[2]), line[3]) == ("all", 24, "0")
 
 
-def test_checking_writes_nothing(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_all_cases_stand_in_the_json_and_some_in_the_table_and_page(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    root = paint_folder(tmp_path / "photos", 2)
-    monkeypatch.chdir(tmp_path)
-    before = sorted(tmp_path.rglob("*"))
-    table(capsys, root)
-    assert sorted(tmp_path.rglob("*")) == before
-
-
-def test_the_table_does_not_point_to_a_file_that_is_not_there(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for number in range(11):
+    for number in range(20):
         (photos / "red" / f"{number}.txt").write_text("no photo")
-    shown = table(capsys, photos)
-    assert "manifest.csv" not in shown
-    assert all(f"red/{number}.txt: not an image" in shown for number in range(11))
+    shown = table(capsys, photos, f"output={tmp_path / 'found'}")
+    assert shown.count("not an image") == 3
+    assert "and 17 more" in shown
+    facts = json.loads((tmp_path / "found" / "audit.json").read_text())
+    (finding,) = (finding for finding in facts["findings"] if finding["kind"] == "not_an_image")
+    assert (finding["count"], len(finding["cases"]), finding["severity"]) == (20, 20, "skipped")
+    assert (facts["files"], facts["skipped"]) == (44, 20)
+    page = (tmp_path / "found" / "audit.html").read_text()
+    assert page.count("not an image in a format") == 12
+    assert "and 8 more" in page
 
 
-def test_copies_in_another_split_or_class_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_without_labels_is_audited(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (photos / "red" / "zero.jpg").write_bytes(b"")
+    lines = table(capsys, photos, "data.class_from=none").splitlines()
+    assert lines[0] == "24 photos without labels"
+    assert any("zero.jpg" in line for line in lines)
+
+
+def test_what_cannot_be_trained_is_audited_all_the_same(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for path in list((photos / "red").iterdir())[1:]:
+        path.unlink()
+    assert run(["check", f"data.root={photos}"]) == 2
+    said = capsys.readouterr().err
+    assert "class 'red'" in said
+    assert json.loads(Path("audit/audit.json").read_text())["findings"][0]["kind"] == "untrainable"
+
+
+def test_the_first_unusable_file_stops_where_that_is_asked(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (photos / "green" / "zero.jpg").write_bytes(b"")
+    assert run(["check", f"data.root={photos}", "data.on_problem=error"]) == 2
+    said = capsys.readouterr().err
+    assert f"green/zero.jpg in {photos}: empty file (0 bytes) (data.on_problem=error stops here)" in said
+
+
+def test_copies_in_another_split_or_class_are_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     leaking = tmp_path / "leaking"
-    paint_folder(leaking / "train", 3)
-    paint_folder(leaking / "test", 1)
-    assert "3 files are copies" in table(capsys, leaking)  # the same seeds paint the same photos
-    other = tmp_path / "other"
-    paint_folder(other, 4)
-    assert "cop" not in table(capsys, other)
-    shutil.copy(other / "red" / "0.jpg", other / "blue" / "mislabelled.jpg")
-    assert (
-        "1 file is a copy of a photo in another split or class (blue/mislabelled.jpg and red/0.jpg): "
-        "what is measured on them cannot be trusted" in table(capsys, other)
-    )
+    shutil.copytree(paint_folder(tmp_path / "photos", 3), leaking / "train")
+    for label in CLASSES:
+        shutil.copytree(tmp_path / "photos" / label, leaking / "test" / label)
+        (leaking / "test" / label / "0.jpg").unlink()
+    for label in CLASSES:
+        paint(leaking / "train" / label / "new.jpg", label, 7)
+    lines = table(capsys, leaking).splitlines()
+    assert lines[4].split() == ["all", "3", "3", "6"]
+    assert any(line.split()[:1] == ["skipped"] and line.endswith(" 6") for line in lines)
+
+
+def test_photos_keep_the_splits_of_a_former_run(tiny_run: Path, tmp_path: Path) -> None:
+    photos = shutil.copytree(tiny_run.parent / "photos", tmp_path / "photos")
+    paint(photos / "red" / "new.jpg", "red", 99)
+    with (tiny_run / "manifest.csv").open() as file:
+        before = {row["path"]: row["split"] for row in csv.DictReader(file)}
+    for seed in range(1, 4):
+        after = {photo.path: photo.split for photo in manifest_of(photos, seed, splits_from=tiny_run).photos}
+        assert {path: split for path, split in after.items() if path != "red/new.jpg"} == before
+
+
+def test_a_former_run_that_is_none_is_refused(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["check", f"data.root={photos}", f"data.splits_from={tmp_path / 'photoz'}"]) == 2
+    assert "is no run folder or manifest.csv; did you mean 'photos'?" in capsys.readouterr().err

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,11 @@ from torch import Tensor
 from finetune.config import AugmentConfig
 from finetune.data.augmentation import Augmentation
 from finetune.data.datamodule import MOST_WORKERS, EpochShuffle, PhotoData
-from finetune.data.manifest import Manifest, read_manifest
+from finetune.data.manifest import Manifest
 from finetune.data.pca import ColourPCA
 from finetune.parallel import usable_cores
 from finetune.preprocess import Preprocessing, load_pixels
+from tests.conftest import manifest_of
 
 SIZE = 32
 STANDARD = AugmentConfig(
@@ -32,7 +34,10 @@ pytestmark = [
 @pytest.fixture
 def manifest(photos: Path) -> Manifest:
     """12 photos to train on, 6 to validate and 6 to test with."""
-    return read_manifest(photos, val_fraction=0.25, test_fraction=0.25, seed=0)
+    everything = manifest_of(photos)
+    places = ("train",) * 4 + ("val",) * 2 + ("test",) * 2
+    placed = [replace(photo, split=places[number % 8]) for number, photo in enumerate(everything.photos)]
+    return Manifest(everything.store, tuple(placed))
 
 
 def data(manifest: Manifest, batch_size: int = 5, num_workers: int | str = 0, seed: int = 0) -> PhotoData:

@@ -36,13 +36,13 @@ def test_the_bundle_says_what_it_is_and_how_it_was_verified(tiny_models: Path, t
     assert (bundle.name, bundle.version) == ("tiny", "1")
     assert bundle.info.model.labels == CLASSES
     assert bundle.info.sha256 == sha256(bundle.model)
-    assert parity.photos == 6
+    assert parity.photos == 7
     assert parity.batch_sizes == (1, 2, 7)
     assert 0 <= parity.mean_difference <= parity.max_difference <= 1e-4
     assert parity.same_answer == parity.torch_accuracy == parity.onnx_accuracy == 1.0
     with (tiny_run / "parity.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == 6
+    assert len(rows) == 7
     assert all(row["torch"] == row["onnx"] == row["label"] for row in rows)
 
 
@@ -122,7 +122,7 @@ def test_photos_that_are_gone_are_named(tiny_run: Path, tmp_path: Path, capsys: 
     config.write_text(config.read_text().replace(str(tiny_run.parent / "photos"), str(gone)))
     assert run(["export", f"run={folder}", f"output={tmp_path / 'models'}"]) == 2
     said = capsys.readouterr().err
-    assert "6 of the 6 photos to compare on are gone, the first is " in said
+    assert "7 of the 7 photos to compare on are gone, the first is " in said
     assert str(gone) in said
 
 

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from finetune.data.manifest import Manifest, read_manifest
+from finetune.data.manifest import Manifest
 from finetune.models.backbone import build_backbone, describe_backbone
 from finetune.preprocess import Preprocessing, load_pixels
 from finetune.training.features import KeptFeatures
+from tests.conftest import manifest_of
 
 CPU = torch.device("cpu")
 
@@ -23,7 +24,7 @@ def kept(folder: Path, size: int = 64, seed: int = 0) -> KeptFeatures:
 
 @pytest.fixture
 def manifest(photos: Path) -> Manifest:
-    return read_manifest(photos, 0.25, 0.25, seed=0)
+    return manifest_of(photos, val_fraction=0.25, test_fraction=0.25)
 
 
 def test_onnxruntime_gives_the_features_that_torch_gives(manifest: Manifest, tmp_path: Path) -> None:
