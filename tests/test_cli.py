@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from finetune.cli import COMMANDS, conf_dir, run
-from finetune.config import describe
+from finetune.schema import describe
 from tests.conftest import TINY, paint_folder, run_finetune
 
 

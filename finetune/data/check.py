@@ -26,4 +26,9 @@ def main(config: CheckConfig) -> str:
     lines.append(summarise_skipped(manifest.skipped, every_one) if every_one else "every file can be read")
     if manifest.conflicts:
         lines.append(summarise_conflicts(manifest.conflicts))
+    if config.augment.preview is not None:
+        # imported only where it is asked for: it brings torch along
+        from finetune.data.preview import write_preview
+
+        lines.append(write_preview(config, manifest, config.augment.preview))
     return "\n".join(lines)

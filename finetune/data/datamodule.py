@@ -54,10 +54,10 @@ class DistortedPhotos(Dataset[tuple[Tensor, int]]):
         """place: (epoch, number); both seed the distortion, so it does not depend on which worker runs it."""
         epoch, number = place
         path = self.paths[number]
-        if self.augmentation.crops:
+        if self.augmentation.input is None:
             pixels = np.asarray(decode(path, wanted_px=self.preprocessing.image_size))
         else:
-            pixels = load_pixels(path, self.preprocessing)
+            pixels = load_pixels(path, self.augmentation.input)
         seed = int(np.random.SeedSequence((self.seed, epoch, number)).generate_state(1)[0])
         return _tensor(self.augmentation(pixels, seed)), self.targets[number]
 
