@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import random
 from collections.abc import Iterator
 from typing import Any
 
+import albumentations as A
 import cv2
 import numpy as np
 
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # importing it would otherwise ask the network for news
-import albumentations as A
-
 from finetune.config import AugmentConfig
 from finetune.data.pca import ColourPCA
-from finetune.data.transforms import LocalWarp, PCAColourShift, TrivialAugment
+from finetune.data.transforms import ColourAdd, LocalWarp, PCAColourShift, TrivialAugment
 from finetune.preprocess import Pixels, Preprocessing
 
 # Photos are spread over worker processes; OpenCV's own threads would compete with them and do not survive a fork.
@@ -100,9 +97,7 @@ def _colours(config: AugmentConfig, components: ColourPCA | None) -> Iterator[An
     if config.trivial_augment:
         yield TrivialAugment(p=config.trivial_augment)
     if config.colour_add:
-        # shares and not levels, of which it would take those up to 1 for shares
-        limit = (-config.colour_add / 255, config.colour_add / 255)
-        yield A.RGBShift(limit, limit, limit, p=1.0)
+        yield ColourAdd(config.colour_add)
     jitter = {key: getattr(config, key) for key in ("brightness", "contrast", "saturation", "hue")}
     if any(jitter.values()):
         yield A.ColorJitter(**jitter, p=1.0)

@@ -6,17 +6,14 @@ replayed like any of the library's own.
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
+import albumentations as A
 import cv2
 import numpy as np
 import torch
 from PIL import Image
 from torchvision.transforms import InterpolationMode, v2
-
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # importing it would otherwise ask the network for news
-import albumentations as A
 
 from finetune.data.pca import ColourPCA, add_colour
 from finetune.preprocess import Pixels
@@ -59,6 +56,30 @@ class PCAColourShift(A.ImageOnlyTransform):  # type: ignore[misc]  # Albumentati
 
     def get_transform_init_args_names(self) -> tuple[str, ...]:
         return ("eigenvalues", "eigenvectors", "sigma")
+
+
+class ColourAdd(A.ImageOnlyTransform):  # type: ignore[misc]
+    """Add to each channel a level of its own, drawn evenly from -most to most.
+
+    Albumentations' RGBShift cuts its draws to whole levels towards 0, and takes a limit of 1 for all 255.
+    """
+
+    class InitSchema(A.ImageOnlyTransform.InitSchema):  # type: ignore[misc]
+        most: float
+
+    def __init__(self, most: float = 20.0, p: float = 1.0) -> None:
+        super().__init__(p=p)
+        self.most = most
+
+    def get_params(self) -> dict[str, Any]:
+        """Draw what is added to R, G and B."""
+        return {"levels": self.random_generator.uniform(-self.most, self.most, size=3).tolist()}
+
+    def apply(self, img: Pixels, levels: list[float], **_: Any) -> Pixels:
+        return add_colour(img, np.asarray(levels))
+
+    def get_transform_init_args_names(self) -> tuple[str, ...]:
+        return ("most",)
 
 
 class LocalWarp(A.ImageOnlyTransform):  # type: ignore[misc]
