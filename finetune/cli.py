@@ -6,15 +6,20 @@ import errno
 import importlib
 import logging
 import os
+import re
 import signal
 import sys
+import textwrap
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, NoReturn
 
 from finetune import config
 from finetune.errors import FinetuneError, nearest
+from finetune.schema import Section, describe, parse, path_keys
 
+HELP_WIDTH = 120
 DONE, WRONG_INPUT, INTERRUPTED = 0, 2, 130
 # What the system says of a disk or a folder; any other OSError is our fault and keeps its traceback.
 OUTSIDE = {
@@ -33,7 +38,7 @@ OUTSIDE = {
 
 @dataclass(frozen=True)
 class Command:
-    schema: type[config.Section]
+    schema: type[Section]
     # imported only when the command runs: `finetune serve` must not wait for torch
     module: str
 
@@ -135,7 +140,7 @@ def _quoted(name: str, arguments: list[str]) -> list[str]:
     """Quote paths for Hydra's grammar, to which blanks, commas, brackets, = and ~ in them would mean something."""
     if "--multirun" in arguments or "-m" in arguments:
         return arguments  # there a comma separates values
-    paths = config.path_keys(COMMANDS[name].schema) | {"model.weights"}
+    paths = path_keys(COMMANDS[name].schema) | {"model.weights"}
     quoted = []
     for argument in arguments:
         key, equals, value = argument.partition("=")
@@ -148,7 +153,7 @@ def _quoted(name: str, arguments: list[str]) -> list[str]:
 
 def _execute(name: str, values: dict[str, Any]) -> None:
     command = COMMANDS[name]
-    parsed = config.parse(command.schema, values)
+    parsed = parse(command.schema, values)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("finetune").setLevel(logging.INFO)
     print(importlib.import_module(command.module).main(parsed), flush=True)
@@ -178,7 +183,7 @@ def _is_missing(value: Any) -> bool:
 
 def _explain(name: str, arguments: list[str], error: Exception) -> str:
     """Turn Hydra's words into what was given and what to write instead."""
-    known = config.describe(COMMANDS[name].schema)
+    known = describe(COMMANDS[name].schema)
     groups = _groups(name)
     for argument in arguments:
         key, equals, value = argument.lstrip("+~").partition("=")
@@ -186,8 +191,10 @@ def _explain(name: str, arguments: list[str], error: Exception) -> str:
             continue
         if not equals:
             return f"'{argument}' is not of the form key=value"
-        if key in groups and value not in groups[key] and "," not in value:
-            return f"{key}={value} is wrong: choose from {', '.join(groups[key])}{nearest(value, groups[key])}"
+        # one option, a list of them, or what --multirun runs in turn
+        wrong = [option for option in re.split(r"[\s,\[\]'\"]+", value) if option not in (*groups.get(key, ()), "")]
+        if key in groups and wrong:
+            return f"{key}={value} is wrong: choose from {', '.join(groups[key])}{nearest(wrong[0], groups[key])}"
         if key not in known and key not in groups and not key.startswith("hydra"):
             return f"unknown key '{key}'{nearest(key, [*known, *groups])} (finetune {name} --help lists every key)"
     cause = error.__cause__ or error
@@ -195,12 +202,31 @@ def _explain(name: str, arguments: list[str], error: Exception) -> str:
     return f"{text} (a value with any of ,=()[]{{}}~ in it takes quotes inside quotes: 'key=\"value\"')"
 
 
-def _groups(name: str) -> dict[str, list[str]]:
-    """Return the config groups a command uses, with their options."""
-    if name != "train":
-        return {}
-    folders = sorted(path for path in conf_dir().iterdir() if path.is_dir())
-    return {folder.name: sorted(option.stem for option in folder.glob("*.yaml")) for folder in folders}
+def _groups(name: str) -> dict[str, dict[str, str]]:
+    """Return the config groups a command uses: their options, each with the comment that opens its file."""
+    folders = sorted(path for path in conf_dir().iterdir() if path.name in COMMANDS[name].schema.model_fields)
+    return {
+        folder.name: {option.stem: _opening_comment(option) for option in sorted(folder.glob("*.yaml"))}
+        for folder in folders
+        if folder.is_dir()
+    }
+
+
+def _opening_comment(file: Path) -> str:
+    lines = takewhile(lambda line: line.startswith("#"), file.read_text(encoding="utf-8").splitlines())
+    return " ".join(line.removeprefix("#").strip() for line in lines)
+
+
+def _listed(group: str, options: dict[str, str]) -> list[str]:
+    """Return the lines of a group's help; presets stand before the options that are one operation each."""
+    lines = [f"{group}="]
+    presets = [option for option in options if options[option].startswith("Preset.")]
+    for option in dict.fromkeys((*presets, *options)):
+        margin = f"  {option:<17}"
+        lines += textwrap.wrap(options[option], HELP_WIDTH, initial_indent=margin, subsequent_indent=" " * len(margin))
+    if presets:
+        lines.append(f"  a list adds them up, in its order: '{group}=[{presets[0]},{[*options][-1]}]'")
+    return [*lines, ""]
 
 
 def _overview() -> str:
@@ -218,11 +244,10 @@ def _help(name: str) -> str:
         defaults = compose(name)
     schema = COMMANDS[name].schema
     lines = [f"finetune {name} [key=value ...]", "", (schema.__doc__ or "").strip(), ""]
-    groups = _groups(name)
-    if groups:
-        lines += ["groups:", *(f"  {group}={'|'.join(options)}" for group, options in groups.items()), ""]
+    for group, options in _groups(name).items():
+        lines += _listed(group, options)
     lines.append("keys:")
-    for key, meaning in config.describe(schema).items():
+    for key, meaning in describe(schema).items():
         # masked and resolved by hand: a mandatory key has no value to select
         raw = OmegaConf.to_container(defaults, resolve=True, throw_on_missing=False)
         value: Any = raw

@@ -7,41 +7,16 @@ Hydra composes `conf/*.yaml`, which holds the defaults; these models judge the r
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
-from finetune.errors import FinetuneError, nearest
+from finetune.schema import Address, Fraction, Place, Section, ascending
 
-
-def _ascending(pair: tuple[float, float]) -> tuple[float, float]:
-    if not 0 < pair[0] <= pair[1]:
-        raise ValueError("give the least and then the largest, both above 0")
-    return pair
-
-
-def _not_empty(value: Any) -> Any:
-    if value == "":
-        raise ValueError("give a path")
-    # Hydra reads a folder called 2024 as a number
-    return str(value) if isinstance(value, int | float) else value
-
-
-def _absolute(address: str) -> str:
-    """Make a path on this machine absolute, so that it means the same wherever it is read again."""
-    return address if "://" in address or "::" in address else str(Path(address).expanduser().absolute())
-
-
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Place = Annotated[Path, BeforeValidator(_not_empty), AfterValidator(Path.expanduser)]
-Address = Annotated[str, BeforeValidator(_not_empty), AfterValidator(_absolute)]
 Photos = Annotated[int, Field(ge=0)]
-
-
-class Section(BaseModel):
-    """A group of keys; an unknown key is an error, never ignored."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+SidePx = Annotated[int, Field(ge=32, le=2048)]
+Fit = Literal["squash", "crop"]
+Area = Annotated[tuple[Fraction, Fraction], AfterValidator(ascending)]
 
 
 class SourceConfig(Section):
@@ -83,10 +58,10 @@ class SourceConfig(Section):
 
 
 class DataConfig(SourceConfig):
-    image_size: Literal["auto"] | Annotated[int, Field(ge=32, le=2048)] = Field(
+    image_size: Literal["auto"] | SidePx = Field(
         description="side of the square the model sees, in px; auto: the probe tries several, else the backbone's own"
     )
-    fit: Literal["squash", "crop"] = Field(
+    fit: Fit = Field(
         description="squash: scale both sides, all of the photo stays visible; crop: keep the shape, cut the centre"
     )
     batch_size: Annotated[int, Field(ge=2)] = Field(
@@ -133,19 +108,72 @@ class ProbeConfig(Section):
 
 
 class AugmentConfig(Section):
-    """Distortions of training photos, for freeze=partial and full."""
+    """Distortions of training photos, for freeze=partial and full; in the order in which they are applied."""
 
-    horizontal_flip: Fraction = Field(description="chance of mirroring left to right")
-    vertical_flip: Fraction = Field(description="chance of mirroring top to bottom")
-    crop_area: Annotated[tuple[Fraction, Fraction], AfterValidator(_ascending)] | None = Field(
+    crop_area: Area | None = Field(
         description="random resized crop: least and largest share of the photo's area; null: no crop"
     )
-    crop_ratio: Annotated[tuple[float, float], AfterValidator(_ascending)] = Field(
+    crop_ratio: Annotated[tuple[float, float], AfterValidator(ascending)] = Field(
         description="random resized crop: least and largest width over height"
+    )
+    random_crop: Annotated[float, Field(ge=0.1, le=1)] | None = Field(
+        description="random square cut at one scale: its share of the side (AlexNet: 0.875, 224 of 256 px); null: none"
+    )
+    horizontal_flip: Fraction = Field(description="chance of mirroring left to right")
+    vertical_flip: Fraction = Field(description="chance of mirroring top to bottom")
+    dihedral: Fraction = Field(
+        description="chance of one of the square's eight symmetries: quarter turns, mirrored or not"
+    )
+    rotate: Annotated[float, Field(ge=0, le=180)] = Field(description="largest turn either way, in degrees; 0: none")
+    shear: Annotated[float, Field(ge=0, le=45)] = Field(
+        description="largest slant along either side, in degrees; 0: none"
+    )
+    elastic: Annotated[float, Field(ge=0, le=0.1)] = Field(
+        description="local warping: standard deviation of the shift of a point, as a share of the side; 0: none"
+    )
+    grid: Annotated[float, Field(ge=0, lt=1)] = Field(
+        description="warping by strips: most by which each fifth of the photo is stretched or squeezed; 0: none"
+    )
+    trivial_augment: Fraction = Field(
+        description="chance of TrivialAugment: one operation of 14, of random strength (Müller and Hutter 2021)"
+    )
+    colour_add: Annotated[float, Field(ge=0, le=255)] = Field(
+        description="most that is added to or taken from each of R, G and B, in levels of 255; 0: none"
+    )
+    brightness: Fraction = Field(description="jitter: largest change of brightness, as a share of it; 0: none")
+    contrast: Fraction = Field(description="jitter: largest change of contrast, as a share of it; 0: none")
+    saturation: Fraction = Field(description="jitter: largest change of saturation, as a share of it; 0: none")
+    hue: Annotated[float, Field(ge=0, le=0.5)] = Field(
+        description="jitter: largest turn of the colour circle, as a share of it; 0: none"
     )
     pca_sigma: Annotated[float, Field(ge=0)] = Field(
         description="PCA colour shift: standard deviation of its three draws (AlexNet: 0.1); 0: none"
     )
+    pca_from: Literal["photos", "imagenet"] = Field(
+        description="PCA colour shift: components of the training photos, or the usual constants of ImageNet"
+    )
+    pca_pixels: Annotated[int, Field(ge=1)] = Field(
+        description="PCA colour shift: most pixels of each training photo that its components are computed from"
+    )
+    erase: Fraction = Field(description="chance of filling a rectangle with noise")
+    erase_area: Area = Field(description="erasing: least and largest share of the area")
+    mixup: Annotated[float, Field(ge=0)] = Field(
+        description="mixup: alpha of the beta distribution that two photos and their labels are blended by; 0: none"
+    )
+    cutmix: Annotated[float, Field(ge=0)] = Field(
+        description="cutmix: alpha of the beta distribution of the share that is pasted from another photo; 0: none; "
+        "with mixup, each batch gets one of the two"
+    )
+
+    @field_validator("random_crop")
+    @classmethod
+    def _crops_once(cls, share: float | None, given: ValidationInfo) -> float | None:
+        area = given.data.get("crop_area")
+        if share is not None and area is not None:
+            raise ValueError(
+                f"augment.crop_area={list(area)} crops too; leave one out of augment=[...] or set it to null"
+            )
+        return share
 
 
 class OptimizerConfig(Section):
@@ -182,11 +210,30 @@ class TrainConfig(Section):
     output: Place = Field(description="the run folder to write; the same command again resumes or says it is finished")
 
 
-class CheckConfig(Section):
-    """Read every photo and say what training would use, skip and refuse."""
+class CheckDataConfig(SourceConfig):
+    image_size: SidePx = Field(description="preview: side of the squares, in px; give what train gets")
+    fit: Fit = Field(description="preview: as for train")
 
-    data: SourceConfig
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(description="decides the splits, as for train")
+
+class CheckAugmentConfig(AugmentConfig):
+    preview: Place | None = Field(
+        description="picture to write, .png or .jpg: a photo of each class and eight distortions of it; null: none"
+    )
+
+    @field_validator("preview")
+    @classmethod
+    def _is_picture(cls, place: Path | None) -> Path | None:
+        if place is not None and place.suffix.lower() not in (".png", ".jpg", ".jpeg"):
+            raise ValueError("its name must end in .png or .jpg")
+        return place
+
+
+class CheckConfig(Section):
+    """Read every photo and say what training would use, skip and refuse; show what augmentation does."""
+
+    data: CheckDataConfig
+    augment: CheckAugmentConfig
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(description="decides splits and augmentation, as for train")
     output: Place = Field(description="folder for audit.json and audit.html, the page with thumbnails")
 
 
@@ -247,57 +294,3 @@ class ModelsConfig(Section):
 
     filter: str = Field(description="shell pattern of the names, such as 'resnet*'")
     offline: bool = Field(description="only those whose weights are on this machine")
-
-
-Config = TypeVar("Config", bound=Section)
-
-
-def parse(schema: type[Config], values: dict[str, Any]) -> Config:
-    """Validate composed values; raises FinetuneError naming every wrong key, its value and what it takes."""
-    try:
-        return schema.model_validate(values)
-    except ValidationError as error:
-        lines = [_explain(schema, problem) for problem in error.errors()]
-        raise FinetuneError("\n".join(dict.fromkeys(lines))) from None
-
-
-def describe(schema: type[Section], prefix: str = "") -> dict[str, str]:
-    """Return every dotted key of a schema with its meaning."""
-    keys: dict[str, str] = {}
-    for name, field in schema.model_fields.items():
-        nested = field.annotation
-        if isinstance(nested, type) and issubclass(nested, Section):
-            keys |= describe(nested, f"{prefix}{name}.")
-        else:
-            keys[prefix + name] = field.description or ""
-    return keys
-
-
-def path_keys(schema: type[Section], prefix: str = "") -> set[str]:
-    """Return every dotted key of a schema that names a file or folder."""
-    keys: set[str] = set()
-    for name, field in schema.model_fields.items():
-        nested = field.annotation
-        if isinstance(nested, type) and issubclass(nested, Section):
-            keys |= path_keys(nested, f"{prefix}{name}.")
-        elif nested is Path or {Path, Place, Address} & {*get_args(nested)} or _is_address(field.metadata):
-            keys.add(prefix + name)
-    return keys
-
-
-def _is_address(metadata: list[Any]) -> bool:
-    return any(isinstance(item, AfterValidator) and item.func is _absolute for item in metadata)
-
-
-def _explain(schema: type[Section], problem: Any) -> str:
-    known = describe(schema)
-    path = [str(part) for part in problem["loc"]]
-    # pydantic appends the branch of a union to the path; the key is the longest known prefix
-    key = next((".".join(path[:n]) for n in range(len(path), 0, -1) if ".".join(path[:n]) in known), ".".join(path))
-    if problem["type"] == "extra_forbidden":
-        return f"unknown key '{key}'{nearest(key, known)}"
-    if problem["type"] == "missing":
-        return f"{key} is missing: {known.get(key, '')}"
-    message = problem["msg"].removeprefix("Value error, ")
-    reason = message[:1].lower() + message[1:]
-    return f"{key}={problem['input']} is wrong: {reason} ({known.get(key, '')})"

@@ -9,11 +9,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+import functools
 import subprocess
 import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -22,6 +24,9 @@ from PIL import Image
 
 from finetune.config import SourceConfig
 from finetune.data.manifest import Manifest
+
+if TYPE_CHECKING:
+    from finetune.config import AugmentConfig
 
 ROOT = Path(__file__).parent.parent
 CLASSES = ("blue", "green", "red")
@@ -87,6 +92,27 @@ def run_finetune(*words: str, **options: object) -> subprocess.CompletedProcess[
     return subprocess.run(  # type: ignore[call-overload,no-any-return]
         [sys.executable, "-m", "finetune", *words], capture_output=True, text=True, timeout=300, **options
     )
+
+
+@functools.cache
+def composed_augment(choice: str) -> dict[str, Any]:
+    """Return what augment=CHOICE composes to."""
+    from hydra import compose, initialize_config_dir
+    from omegaconf import OmegaConf
+
+    from finetune.cli import conf_dir
+
+    with initialize_config_dir(str(conf_dir().resolve()), version_base="1.3"):
+        composed = compose("train", [f"augment={choice}", "data.root=photos", "output=run"])
+    values: dict[str, Any] = OmegaConf.to_container(composed.augment, resolve=True)  # type: ignore[assignment]
+    return values
+
+
+def augment_config(choice: str = "none", **changes: Any) -> AugmentConfig:
+    """Return augment=CHOICE, by default no distortion at all, but for these keys."""
+    from finetune.config import AugmentConfig
+
+    return AugmentConfig.model_validate(composed_augment(choice) | changes)
 
 
 TINY = ("model.backbone=test_resnet", "model.weights=none", "data.image_size=64", "data.num_workers=0")

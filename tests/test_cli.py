@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import resource
 import signal
 from pathlib import Path
@@ -8,8 +9,8 @@ import pytest
 import yaml
 
 from finetune.cli import COMMANDS, conf_dir, run
-from finetune.config import describe
-from tests.conftest import TINY, paint_folder, run_finetune
+from finetune.schema import describe
+from tests.conftest import TINY, augment_config, composed_augment, paint_folder, run_finetune
 
 
 def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
@@ -88,6 +89,10 @@ def test_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
             ["train", "freeze=hed"],
             "finetune train: freeze=hed is wrong: choose from auto, full, head, partial; did you mean 'head'?",
         ),
+        (
+            ["train", "schedule=[cosine,non]"],
+            "finetune train: schedule=[cosine,non] is wrong: choose from cosine, none; did you mean 'none'?",
+        ),
         (["train", "photos"], "finetune train: 'photos' is not of the form key=value"),
         (
             ["serve", "models=x", "port=http"],
@@ -104,6 +109,84 @@ def test_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
 )
 def test_wrong_command_lines(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert refused(capsys, *words) == message
+
+
+@pytest.mark.parametrize("command", ["train", "check"])
+@pytest.mark.parametrize(
+    ("given", "nearest"),
+    [
+        ("standart", "standard"),
+        ("[defect,rotat]", "rotate"),
+        ("[ defect, mixupp, pca ]", "mixup"),
+        ("['erease']", "erase"),
+    ],
+)
+def test_a_wrong_distortion_gets_the_nearest_name_also_in_a_list(
+    given: str, nearest: str, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = refused(capsys, command, "data.root=x", f"augment={given}")
+    assert said.startswith(f"finetune {command}: augment={given} is wrong: choose from alexnet, colour_add, crop, ")
+    assert said.endswith(f"; did you mean '{nearest}'?")
+
+
+def test_a_photo_is_not_cropped_in_two_ways(capsys: pytest.CaptureFixture[str]) -> None:
+    said = refused(capsys, "train", "data.root=x", "output=y", "augment=[standard,random_crop]")
+    assert said.startswith(
+        "finetune train: augment.random_crop=0.875 is wrong: augment.crop_area=[0.5, 1.0] crops too; "
+        "leave one out of augment=[...] or set it to null ("
+    )
+    assert "crops too" in refused(capsys, "check", "data.root=x", "augment=[alexnet,crop]")
+
+
+@pytest.mark.parametrize("command", ["train", "check"])
+def test_help_lists_the_distortions_presets_first_with_their_purpose(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run([command, "--help"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    listed = lines[lines.index("augment=") + 1 :]
+    listed = listed[: listed.index("")]
+    names = [line.split()[0] for line in listed if line.startswith("  ") and line[2] != " "]
+    assert names[:6] == ["alexnet", "defect", "light", "none", "standard", "strong"]
+    assert names[6:-1] == sorted(names[6:-1])
+    assert listed[-1] == "  a list adds them up, in its order: 'augment=[alexnet,vertical_flip]'"
+    assert {*names[:-1]} == {path.stem for path in (conf_dir() / "augment").glob("*.yaml")}
+    assert max(len(line) for line in listed) <= 120
+
+
+def test_distortions_of_a_list_add_up_and_a_later_one_wins() -> None:
+    assert augment_config("[defect,rotate]") == augment_config("defect", rotate=15.0)
+    assert augment_config("[rotate,none]") == augment_config("rotate")
+    assert augment_config("[crop,light]").crop_area == (0.8, 1.0)
+    assert augment_config("[light,crop]").crop_area == (0.5, 1.0)
+    assert augment_config("none") == augment_config("[]")
+
+
+def test_every_option_switches_on_what_it_is_called() -> None:
+    nothing = composed_augment("none")
+    switched = {
+        path.stem: {key for key, value in composed_augment(path.stem).items() if value != nothing[key]}
+        for path in (conf_dir() / "augment").glob("*.yaml")
+    }
+    single = {name: keys for name, keys in switched.items() if len(keys) == 1}
+    assert {name for name, keys in single.items() if keys != {name}} == {"crop", "pca"}
+    assert switched["jitter"] == {"brightness", "contrast", "saturation", "hue"}
+    assert switched["standard"] == {"horizontal_flip", "crop_area", "pca_sigma"}
+    # every key of the schema that is no detail of another is switched on by something
+    details = {"crop_ratio", "erase_area", "pca_from", "pca_pixels"}
+    assert set().union(*switched.values()) == set(nothing) - details
+
+
+CHOICES = [path.stem for path in sorted((conf_dir() / "augment").glob("*.yaml"))]
+
+
+@pytest.mark.parametrize("choice", [*CHOICES, "[horizontal_flip,crop,pca]", "[defect,rotate]", "[strong,mixup,cutmix]"])
+def test_every_distortion_trains(choice: str, photos: Path, tmp_path: Path) -> None:
+    words = ["train", f"data.root={photos}", f"output={tmp_path / 'run'}", *TINY, "freeze=full", "trainer.max_epochs=1"]
+    assert run([*words, "data.batch_size=5", f"augment={choice}"]) == 0
+    kept = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["augment"]
+    assert kept == json.loads(augment_config(choice).model_dump_json())
+    assert (tmp_path / "run" / "colour_pca.json").is_file() == (kept["pca_sigma"] > 0)
 
 
 def test_all_wrong_keys_are_reported_at_once(capsys: pytest.CaptureFixture[str]) -> None:
@@ -176,6 +259,8 @@ def test_an_empty_path_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     ("words", "message"),
     [
         (["augment.crop_area=[1.0,0.5]"], "give the least and then the largest, both above 0"),
+        (["augment.dihedral=2"], "augment.dihedral=2 is wrong: input should be less than or equal to 1 (chance of"),
+        (["augment.random_crop=0"], "augment.random_crop=0 is wrong: input should be greater than or equal to 0.1"),
         (["augment.crop_ratio=[0,1]"], "give the least and then the largest, both above 0"),
         (["data.batch_size=1"], "data.batch_size=1 is wrong: input should be greater than or equal to 2"),
         (["model.backbone=resnet50.a1_in2k"], "no such weights; did you mean 'a1_in1k'? (there are "),

@@ -1,88 +1,109 @@
-"""Distortions of training photos; the only module that knows Albumentations."""
+"""Distortions of training photos, from the configuration; with `transforms.py` all that knows Albumentations."""
 
 from __future__ import annotations
 
-import os
+import random
+from collections.abc import Iterator
 from typing import Any
 
+import albumentations as A
 import cv2
 import numpy as np
 
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # importing it would otherwise ask the network for news
-import albumentations as A
-
 from finetune.config import AugmentConfig
-from finetune.data.pca import ColourPCA, add_colour
-from finetune.preprocess import Pixels
+from finetune.data.pca import ColourPCA
+from finetune.data.transforms import ColourAdd, LocalWarp, PCAColourShift, TrivialAugment
+from finetune.preprocess import Pixels, Preprocessing
 
+# Photos are spread over worker processes; OpenCV's own threads would compete with them and do not survive a fork.
+cv2.setNumThreads(0)
 
-class PCAColourShift(A.ImageOnlyTransform):  # type: ignore[misc]  # Albumentations has no types
-    """Add one random vector along the training set's colour components to every pixel.
-
-    Unlike Albumentations' FancyPCA, which takes the components of the photo itself and scales its centred pixels, so
-    that the mean colour stays where it was.
-    """
-
-    class InitSchema(A.ImageOnlyTransform.InitSchema):  # type: ignore[misc]
-        eigenvalues: tuple[float, float, float]
-        eigenvectors: tuple[tuple[float, float, float], ...]
-        sigma: float
-
-    def __init__(
-        self,
-        eigenvalues: tuple[float, float, float],
-        eigenvectors: tuple[tuple[float, float, float], ...],
-        sigma: float = 0.1,
-        p: float = 1.0,
-    ) -> None:
-        super().__init__(p=p)
-        self.eigenvalues = eigenvalues
-        self.eigenvectors = eigenvectors
-        self.sigma = sigma
-        self.components = ColourPCA.model_validate({"eigenvalues": eigenvalues, "eigenvectors": eigenvectors})
-
-    def get_params(self) -> dict[str, Any]:
-        """Draw the three alphas of one photo."""
-        return {"alphas": self.random_generator.normal(0.0, self.sigma, size=3).tolist()}
-
-    def apply(self, img: Pixels, alphas: list[float], **_: Any) -> Pixels:
-        return add_colour(img, self.components.shift(np.asarray(alphas)))
-
-    def get_transform_init_args_names(self) -> tuple[str, ...]:
-        return ("eigenvalues", "eigenvectors", "sigma")
+# The photo mirrored at its edge: black corners would tell the model how far it was turned.
+BORDER = cv2.BORDER_REFLECT_101
+GRID_STRIPS = 5
+ERASED_RATIO = (0.3, 3.3)
 
 
 class Augmentation:
     """From a training photo to the distorted square the model sees; the same seed gives the same pixels.
 
-    crops: whether it takes photos of any size; else it takes them as validation does, already of the model's size.
+    input: how `load_pixels` is to bring the photo to it; None: it takes decoded photos of any size.
     """
 
-    def __init__(self, config: AugmentConfig, image_size: int, components: ColourPCA | None) -> None:
-        """components: needed where config.pca_sigma is above 0."""
-        size = (image_size, image_size)
-        steps: list[Any] = []
-        self.crops = config.crop_area is not None
+    input: Preprocessing | None
+
+    def __init__(self, config: AugmentConfig, preprocessing: Preprocessing, components: ColourPCA | None) -> None:
+        """preprocessing: that of validation; components: needed where config.pca_sigma is above 0."""
+        self.input = preprocessing
         if config.crop_area is not None:
-            steps.append(
-                A.RandomResizedCrop(
-                    size=size,
-                    scale=config.crop_area,
-                    ratio=config.crop_ratio,
-                    interpolation=cv2.INTER_CUBIC,
-                    # plain cubic shrinking would alias where validation's Pillow does not
-                    area_for_downscale="image",
-                )
-            )
-        steps += [A.HorizontalFlip(p=config.horizontal_flip), A.VerticalFlip(p=config.vertical_flip)]
-        if config.pca_sigma > 0:
-            if components is None:
-                raise ValueError("a PCA colour shift needs the components of the training photos")
-            steps.append(PCAColourShift(components.eigenvalues, components.eigenvectors, config.pca_sigma))
-        self.pipeline = A.Compose(steps)
+            self.input = None
+        elif config.random_crop is not None:
+            side_px = round(preprocessing.image_size / config.random_crop)
+            self.input = preprocessing.model_copy(update={"image_size": side_px})
+        size = preprocessing.image_size
+        self.pipeline = A.Compose([*_crops(config, size), *_shapes(config), *_colours(config, components)])
 
     def __call__(self, pixels: Pixels, seed: int) -> Pixels:
-        """Distort (H, W, 3) uint8 RGB, of any size if `crops`, to (image_size, image_size, 3)."""
-        self.pipeline.set_random_seed(seed)
+        """Distort (H, W, 3) uint8 RGB, of any size or as `input` says, to (image_size, image_size, 3)."""
+        # not set_random_seed, which gives every step the same draws: both mirrors would always go together
+        self.pipeline.set_random_state(np.random.default_rng(seed), random.Random(seed))
         distorted: Pixels = self.pipeline(image=pixels)["image"]
         return distorted
+
+
+def _crops(config: AugmentConfig, size: int) -> Iterator[Any]:
+    if config.crop_area is not None:
+        yield A.RandomResizedCrop(
+            size=(size, size),
+            scale=config.crop_area,
+            ratio=config.crop_ratio,
+            interpolation=cv2.INTER_CUBIC,
+            # plain cubic shrinking would alias where validation's Pillow does not
+            area_for_downscale="image",
+        )
+    elif config.random_crop is not None:
+        yield A.RandomCrop(height=size, width=size)
+
+
+def _shapes(config: AugmentConfig) -> Iterator[Any]:
+    if config.horizontal_flip:
+        yield A.HorizontalFlip(p=config.horizontal_flip)
+    if config.vertical_flip:
+        yield A.VerticalFlip(p=config.vertical_flip)
+    if config.dihedral:
+        yield A.D4(p=config.dihedral)
+    if config.rotate or config.shear:
+        # one step, as each resampling blurs
+        yield A.Affine(
+            rotate=(-config.rotate, config.rotate),
+            shear=dict.fromkeys("xy", (-config.shear, config.shear)),
+            interpolation=cv2.INTER_CUBIC,
+            border_mode=BORDER,
+            p=1.0,
+        )
+    if config.elastic:
+        yield LocalWarp(config.elastic)
+    if config.grid:
+        yield A.GridDistortion(
+            num_steps=GRID_STRIPS,
+            distort_limit=(-config.grid, config.grid),
+            interpolation=cv2.INTER_CUBIC,
+            border_mode=BORDER,
+            p=1.0,
+        )
+
+
+def _colours(config: AugmentConfig, components: ColourPCA | None) -> Iterator[Any]:
+    if config.trivial_augment:
+        yield TrivialAugment(p=config.trivial_augment)
+    if config.colour_add:
+        yield ColourAdd(config.colour_add)
+    jitter = {key: getattr(config, key) for key in ("brightness", "contrast", "saturation", "hue")}
+    if any(jitter.values()):
+        yield A.ColorJitter(**jitter, p=1.0)
+    if config.pca_sigma:
+        if components is None:
+            raise ValueError("a PCA colour shift needs the components of the training photos")
+        yield PCAColourShift(components.eigenvalues, components.eigenvectors, config.pca_sigma)
+    if config.erase:
+        yield A.Erasing(scale=config.erase_area, ratio=ERASED_RATIO, fill="random", p=config.erase)

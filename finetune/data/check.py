@@ -18,7 +18,13 @@ def main(config: CheckConfig) -> str:
     fatal = result.of("untrainable")
     if fatal:
         raise FinetuneError("\n".join([*(case.detail for case in fatal), f"audit: {page}"]))
-    return "\n".join([*count_lines(result), "", *finding_lines(result), "", f"audit: {page}"])
+    lines = [*count_lines(result), "", *finding_lines(result), "", f"audit: {page}"]
+    if config.augment.preview is not None:
+        # imported only where it is asked for: it brings torch along
+        from finetune.data.preview import write_preview
+
+        lines.append(write_preview(config, result.manifest, config.augment.preview))
+    return "\n".join(lines)
 
 
 def count_lines(result: Audit) -> list[str]:

@@ -53,10 +53,10 @@ class DistortedPhotos(Dataset[tuple[Tensor, int]]):
         """place: (epoch, number); both seed the distortion, so it does not depend on which worker runs it."""
         epoch, number = place
         file = self.files[number]
-        if self.augmentation.crops:
+        if self.augmentation.input is None:
             pixels = np.asarray(decode(file, wanted_px=self.preprocessing.image_size))
         else:
-            pixels = load_pixels(file, self.preprocessing)
+            pixels = load_pixels(file, self.augmentation.input)
         seed = int(np.random.SeedSequence((self.seed, epoch, number)).generate_state(1)[0])
         return _tensor(self.augmentation(pixels, seed)), self.targets[number]
 

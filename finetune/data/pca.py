@@ -15,12 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
+from finetune.config import AugmentConfig
 from finetune.preprocess import Pixels, Readable, decode
-
-# Pixels that one photo contributes, so that a large photo weighs no more than a small one.
-PIXELS_PER_PHOTO = 10_000
-# JPEG may be decoded at a fraction of its size: a covariance needs many colours, not sharp edges.
-DECODED_PX = 128
 
 
 class ColourPCA(BaseModel):
@@ -48,11 +44,32 @@ class ColourPCA(BaseModel):
         return shift
 
 
-def fit_colour_pca(files: Iterable[Readable]) -> ColourPCA:
-    """Compute the components in one pass over the photos, holding only sums."""
+# Those of ImageNet that Torch's ResNet training made common; its table has a column per eigenvalue.
+IMAGENET = ColourPCA(
+    eigenvalues=(0.2175, 0.0188, 0.0045),
+    eigenvectors=(
+        (-0.5675, -0.5808, -0.5836),
+        (0.7192, -0.0045, -0.6948),
+        (0.4009, -0.8140, 0.4203),
+    ),
+)
+
+
+def colour_components(config: AugmentConfig, files: Iterable[Readable]) -> ColourPCA:
+    """Return the components that the configuration asks for. files: the training photos, read only if they are."""
+    return IMAGENET if config.pca_from == "imagenet" else fit_colour_pca(files, config.pca_pixels)
+
+
+def fit_colour_pca(files: Iterable[Readable], pixels_per_photo: int) -> ColourPCA:
+    """Compute the components in one pass over the photos, holding only sums.
+
+    pixels_per_photo: the most that one contributes, so that a large photo weighs no more than a small one.
+    """
+    # JPEG may be decoded at a fraction of its size: a covariance needs many colours, not sharp edges
+    wanted_px = math.isqrt(pixels_per_photo) + 1
     count, total, products = 0, np.zeros(3), np.zeros((3, 3))
     for file in files:
-        pixels = _sample(np.asarray(decode(file, wanted_px=DECODED_PX)))
+        pixels = _sample(np.asarray(decode(file, wanted_px=wanted_px)), pixels_per_photo)
         count += len(pixels)
         total += pixels.sum(axis=0)
         products += pixels.T @ pixels
@@ -71,7 +88,9 @@ def add_colour(pixels: Pixels, shift: NDArray[np.float64]) -> Pixels:
     return shifted
 
 
-def _sample(pixels: Pixels) -> NDArray[np.float64]:
+def _sample(pixels: Pixels, most: int) -> NDArray[np.float64]:
     flat = pixels.reshape(-1, 3)
-    step = math.ceil(len(flat) / PIXELS_PER_PHOTO)
-    return flat[::step].astype(np.float64) / 255.0
+    if len(flat) > most:
+        # not every n-th, which would fall in step with stripes
+        flat = flat[np.random.default_rng(0).integers(len(flat), size=most)]
+    return flat.astype(np.float64) / 255.0

@@ -9,7 +9,7 @@ from finetune.models.backbone import Backbone, BackboneSpec, FeatureSet
 
 
 class Normalise(nn.Module):
-    """(N, H, W, 3) uint8 RGB to (N, 3, H, W) float32, normalised as the backbone was pretrained.
+    """(N, H, W, 3) RGB in levels, uint8 or blended ones, to (N, 3, H, W) float32, normalised as in pretraining.
 
     The first layer of the model and not a step of the data pipeline, so that training and serving cannot disagree.
     """

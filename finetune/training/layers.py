@@ -14,11 +14,11 @@ from lightning_fabric.utilities.warnings import PossibleUserWarning
 from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint, RichProgressBar
 from torch import Tensor
 
-from finetune.config import TrainConfig
+from finetune.config import AugmentConfig, TrainConfig
 from finetune.data.augmentation import Augmentation
 from finetune.data.datamodule import PhotoData
 from finetune.data.manifest import Manifest, Photo
-from finetune.data.pca import ColourPCA, fit_colour_pca
+from finetune.data.pca import ColourPCA, colour_components
 from finetune.errors import FinetuneError
 from finetune.evaluation.scoring import score_with_torch
 from finetune.files import write_text
@@ -31,6 +31,7 @@ from finetune.progress import track
 from finetune.run import Run
 from finetune.training.callbacks import EpochRows
 from finetune.training.fitted import Fitted
+from finetune.training.mixing import BatchMixing
 from finetune.training.module import FineTuner, quiet_trainer
 from finetune.training.probe import fit_temperature
 
@@ -45,8 +46,7 @@ def fit_layers(
     preprocessing = Preprocessing(image_size=size, fit=config.data.fit)
     classifier, weights_from = _build(config, spec, manifest, size)
     trainable = trainable_names(classifier, depth, config.freeze.top_groups)
-    components = _colour_pca(manifest, run) if config.augment.pca_sigma > 0 else None
-    augmentation = Augmentation(config.augment, size, components)
+    augmentation = Augmentation(config.augment, preprocessing, _colour_pca(config.augment, manifest, run))
     data = PhotoData(
         manifest, preprocessing, augmentation, config.data.batch_size, config.data.num_workers, config.seed
     )
@@ -55,7 +55,9 @@ def fit_layers(
         run.checkpoints, filename="best", monitor="val_loss", save_last=True, enable_version_counter=False
     )
     trainer = _trainer(config, run, device, [rows, best, EarlyStopping("val_loss", patience=config.trainer.patience)])
-    _fit(trainer, FineTuner(classifier, trainable, config.optimizer, config.schedule), data, run)
+    mixes = config.augment.mixup > 0 or config.augment.cutmix > 0
+    mixing = BatchMixing(config.augment, len(manifest.classes), config.seed) if mixes else None
+    _fit(trainer, FineTuner(classifier, trainable, config.optimizer, config.schedule, mixing), data, run)
     _load_best(classifier, Path(best.best_model_path), trainable)
     classifier.to(device)
 
@@ -87,10 +89,12 @@ def _build(config: TrainConfig, spec: BackboneSpec, manifest: Manifest, size: in
     return classifier, weights_from
 
 
-def _colour_pca(manifest: Manifest, run: Run) -> ColourPCA:
+def _colour_pca(config: AugmentConfig, manifest: Manifest, run: Run) -> ColourPCA | None:
+    if config.pca_sigma == 0:
+        return None
     if not run.colour_pca.is_file():
         files = manifest.files(manifest.of("train"))
-        components = fit_colour_pca(track(files, "colours of the training photos", total=len(files)))
+        components = colour_components(config, track(files, "colours of the training photos", total=len(files)))
         write_text(run.colour_pca, components.model_dump_json(indent=2) + "\n")
     return ColourPCA.model_validate_json(run.colour_pca.read_text(encoding="utf-8"))
 

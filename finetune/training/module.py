@@ -15,6 +15,7 @@ from finetune.config import OptimizerConfig, ScheduleConfig
 from finetune.errors import FinetuneError
 from finetune.models.classifier import Classifier
 from finetune.models.freezing import apply_freezing
+from finetune.training.mixing import BatchMixing
 
 Batch = tuple[Tensor, Tensor]
 
@@ -26,7 +27,10 @@ def quiet_trainer(**options: Any) -> pl.Trainer:
 
 
 class FineTuner(pl.LightningModule):
-    """Trains the named parameters of a classifier with cross-entropy; the rest stays bit-identical."""
+    """Trains the named parameters of a classifier with cross-entropy; the rest stays bit-identical.
+
+    mixing: blends the batches that are trained on, and no others.
+    """
 
     def __init__(
         self,
@@ -34,9 +38,10 @@ class FineTuner(pl.LightningModule):
         trainable: frozenset[str],
         optimizer: OptimizerConfig,
         schedule: ScheduleConfig,
+        mixing: BatchMixing | None = None,
     ) -> None:
         super().__init__()
-        self.classifier, self.trainable = classifier, trainable
+        self.classifier, self.trainable, self.mixing = classifier, trainable, mixing
         self.optimizer_config, self.schedule_config = optimizer, schedule
 
     def train(self, mode: bool = True) -> FineTuner:
@@ -52,6 +57,8 @@ class FineTuner(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         images, targets = batch
+        if self.mixing is not None:
+            images, targets = self.mixing(images, targets, self.current_epoch, batch_idx)
         loss = functional.cross_entropy(self.classifier(images), targets)
         self.log("train_loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(images))
         return loss

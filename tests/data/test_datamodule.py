@@ -9,19 +9,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from finetune.config import AugmentConfig
 from finetune.data.augmentation import Augmentation
 from finetune.data.datamodule import MOST_WORKERS, EpochShuffle, PhotoData
 from finetune.data.manifest import Manifest
 from finetune.data.pca import ColourPCA
 from finetune.parallel import usable_cores
 from finetune.preprocess import Preprocessing, load_pixels
-from tests.conftest import manifest_of
+from tests.conftest import augment_config, manifest_of
 
 SIZE = 32
-STANDARD = AugmentConfig(
-    horizontal_flip=0.5, vertical_flip=0, crop_area=(0.5, 1), crop_ratio=(0.75, 1.3333), pca_sigma=0.1
-)
 COMPONENTS = ColourPCA(eigenvalues=(0.1, 0.02, 0.01), eigenvectors=((1, 0, 0), (0, 1, 0), (0, 0, 1)))
 
 # torch says so where two workers are more than the cores, or are forked beside threads; the pixels must not care
@@ -40,11 +36,12 @@ def manifest(photos: Path) -> Manifest:
     return Manifest(everything.store, tuple(placed))
 
 
-def data(manifest: Manifest, batch_size: int = 5, num_workers: int | str = 0, seed: int = 0) -> PhotoData:
-    augmentation = Augmentation(STANDARD, SIZE, COMPONENTS)
-    return PhotoData(
-        manifest, Preprocessing(image_size=SIZE, fit="crop"), augmentation, batch_size, num_workers, seed=seed
-    )
+def data(
+    manifest: Manifest, batch_size: int = 5, num_workers: int | str = 0, seed: int = 0, augment: str = "standard"
+) -> PhotoData:
+    preprocessing = Preprocessing(image_size=SIZE, fit="crop")
+    augmentation = Augmentation(augment_config(augment), preprocessing, COMPONENTS)
+    return PhotoData(manifest, preprocessing, augmentation, batch_size, num_workers, seed=seed)
 
 
 def epochs(module: PhotoData, count: int) -> list[list[tuple[Tensor, Tensor]]]:
@@ -63,10 +60,11 @@ def same(one: list[tuple[Tensor, Tensor]], other: list[tuple[Tensor, Tensor]]) -
     )
 
 
-def test_the_same_seed_gives_the_same_batches_however_many_workers_there_are(manifest: Manifest) -> None:
-    alone = epochs(data(manifest, num_workers=0), 3)
+@pytest.mark.parametrize("augment", ["standard", "strong", "[alexnet,dihedral,rotate,elastic,grid,jitter]"])
+def test_the_same_seed_gives_the_same_batches_however_many_workers_there_are(augment: str, manifest: Manifest) -> None:
+    alone = epochs(data(manifest, num_workers=0, augment=augment), 3)
     torch.manual_seed(12345)  # the workers' own seeds have no part in it
-    for one, other in zip(alone, epochs(data(manifest, num_workers=2), 3), strict=True):
+    for one, other in zip(alone, epochs(data(manifest, num_workers=2, augment=augment), 3), strict=True):
         assert same(one, other)
 
 
@@ -169,9 +167,21 @@ def test_auto_workers_are_the_cores_but_not_too_many(manifest: Manifest) -> None
 
 
 def test_without_a_crop_training_sees_a_photo_as_validation_does(manifest: Manifest) -> None:
-    config = AugmentConfig(horizontal_flip=0, vertical_flip=0, crop_area=None, crop_ratio=(0.75, 1.3333), pca_sigma=0)
-    preprocessing = Preprocessing(image_size=SIZE, fit="crop")
-    module = PhotoData(manifest, preprocessing, Augmentation(config, SIZE, None), 12, num_workers=0, seed=0)
+    module = data(manifest, batch_size=12, augment="none")
     ((images, _),) = epochs(module, 1)[0]
-    wanted = {load_pixels(path, preprocessing).tobytes() for path in manifest.files(manifest.of("train"))}
+    wanted = {load_pixels(path, module.preprocessing).tobytes() for path in manifest.files(manifest.of("train"))}
     assert {image.numpy().tobytes() for image in images} == wanted
+
+
+def test_a_random_crop_is_cut_from_a_larger_photo_that_was_brought_to_size_as_in_validation(manifest: Manifest) -> None:
+    module = data(manifest, batch_size=12, augment="random_crop")
+    larger = Preprocessing(image_size=37, fit="crop")  # 32 / 0.875
+    wanted = [load_pixels(path, larger) for path in manifest.files(manifest.of("train"))]
+    windows = {
+        pixels[top : top + SIZE, left : left + SIZE].tobytes()
+        for pixels in wanted
+        for top in range(6)
+        for left in range(6)
+    }
+    ((images, _),) = epochs(module, 1)[0]
+    assert {image.numpy().tobytes() for image in images} <= windows

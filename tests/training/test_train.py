@@ -231,7 +231,9 @@ def kill_when(condition: Path, command: list[str], number: signal.Signals) -> in
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 130), (signal.SIGTERM, 130)])
 def test_an_interrupted_run_resumes_to_its_end(tmp_path: Path, number: signal.Signals, code: int) -> None:
     photos = paint_folder(tmp_path / "photos")
-    words = [*TINY, "freeze=full", "data.batch_size=4", "trainer.max_epochs=40", "trainer.patience=40"]
+    words = [*TINY, "freeze=full", "data.batch_size=5", "trainer.max_epochs=40", "trainer.patience=40"]
+    # every distortion that draws, of photos and of batches, odd ones too
+    words.append("augment=[strong,mixup,cutmix]")
     command = [sys.executable, "-m", "finetune", "train", f"data.root={photos}", f"output={tmp_path / 'run'}", *words]
     whole = [word.replace(str(tmp_path / "run"), str(tmp_path / "whole")) for word in command[3:]]
     assert run(whole) == 0

@@ -1,0 +1,94 @@
+"""What a schema is made of, and how values are judged by it: every wrong key is named, with what it takes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, get_args
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from finetune.errors import FinetuneError, nearest
+
+
+def ascending(pair: tuple[float, float]) -> tuple[float, float]:
+    """Validate a range of positive numbers."""
+    if not 0 < pair[0] <= pair[1]:
+        raise ValueError("give the least and then the largest, both above 0")
+    return pair
+
+
+def _not_empty(value: Any) -> Any:
+    if value == "":
+        raise ValueError("give a path")
+    # Hydra reads a folder called 2024 as a number
+    return str(value) if isinstance(value, int | float) else value
+
+
+def _absolute(address: str) -> str:
+    """Make a path on this machine absolute, so that it means the same wherever it is read again."""
+    return address if "://" in address or "::" in address else str(Path(address).expanduser().absolute())
+
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Place = Annotated[Path, BeforeValidator(_not_empty), AfterValidator(Path.expanduser)]
+Address = Annotated[str, BeforeValidator(_not_empty), AfterValidator(_absolute)]
+
+
+class Section(BaseModel):
+    """A group of keys; an unknown key is an error, never ignored."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+Config = TypeVar("Config", bound=Section)
+
+
+def parse(schema: type[Config], values: dict[str, Any]) -> Config:
+    """Validate composed values; raises FinetuneError naming every wrong key, its value and what it takes."""
+    try:
+        return schema.model_validate(values)
+    except ValidationError as error:
+        lines = [_explain(schema, problem) for problem in error.errors()]
+        raise FinetuneError("\n".join(dict.fromkeys(lines))) from None
+
+
+def describe(schema: type[Section], prefix: str = "") -> dict[str, str]:
+    """Return every dotted key of a schema with its meaning."""
+    keys: dict[str, str] = {}
+    for name, field in schema.model_fields.items():
+        nested = field.annotation
+        if isinstance(nested, type) and issubclass(nested, Section):
+            keys |= describe(nested, f"{prefix}{name}.")
+        else:
+            keys[prefix + name] = field.description or ""
+    return keys
+
+
+def path_keys(schema: type[Section], prefix: str = "") -> set[str]:
+    """Return every dotted key of a schema that names a file or folder."""
+    keys: set[str] = set()
+    for name, field in schema.model_fields.items():
+        nested = field.annotation
+        if isinstance(nested, type) and issubclass(nested, Section):
+            keys |= path_keys(nested, f"{prefix}{name}.")
+        elif nested is Path or {Path, Place, Address} & {*get_args(nested)} or _is_address(field.metadata):
+            keys.add(prefix + name)
+    return keys
+
+
+def _is_address(metadata: list[Any]) -> bool:
+    return any(isinstance(item, AfterValidator) and item.func is _absolute for item in metadata)
+
+
+def _explain(schema: type[Section], problem: Any) -> str:
+    known = describe(schema)
+    path = [str(part) for part in problem["loc"]]
+    # pydantic appends the branch of a union to the path; the key is the longest known prefix
+    key = next((".".join(path[:n]) for n in range(len(path), 0, -1) if ".".join(path[:n]) in known), ".".join(path))
+    if problem["type"] == "extra_forbidden":
+        return f"unknown key '{key}'{nearest(key, known)}"
+    if problem["type"] == "missing":
+        return f"{key} is missing: {known.get(key, '')}"
+    message = problem["msg"].removeprefix("Value error, ")
+    reason = message[:1].lower() + message[1:]
+    return f"{key}={problem['input']} is wrong: {reason} ({known.get(key, '')})"
