@@ -54,7 +54,7 @@ class DistortedPhotos(Dataset[tuple[Tensor, int]]):
         epoch, number = place
         file = self.files[number]
         if self.augmentation.input is None:
-            pixels = np.asarray(decode(file, wanted_px=self.preprocessing.image_size))
+            pixels = np.asarray(decode(file, None, self.preprocessing.image_size, self.preprocessing.alpha_over))
         else:
             pixels = load_pixels(file, self.augmentation.input)
         seed = int(np.random.SeedSequence((self.seed, epoch, number)).generate_state(1)[0])

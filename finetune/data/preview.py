@@ -55,7 +55,9 @@ def write_preview(config: CheckConfig, manifest: Manifest, picture: Path) -> str
 def _rows(config: CheckConfig, manifest: Manifest) -> list[Row]:
     photos = manifest.of("train")
     files = manifest.files(photos)
-    preprocessing = Preprocessing(image_size=config.data.image_size, fit=config.data.fit)
+    preprocessing = Preprocessing(
+        image_size=config.data.image_size, fit=config.data.fit, alpha_over=config.data.alpha_over
+    )
     components = None
     if config.augment.pca_sigma > 0:
         tracked = track(files, "colours of the training photos", total=len(files))

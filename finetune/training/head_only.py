@@ -56,7 +56,7 @@ def fit_head(config: TrainConfig, spec: BackboneSpec, manifest: Manifest, run: R
     for size in image_sizes(config, spec):
         started = time.monotonic()
         backbone, weights_from = build_backbone(spec.name, size, config.model.weights)
-        preprocessing = Preprocessing(image_size=size, fit=config.data.fit)
+        preprocessing = Preprocessing(image_size=size, fit=config.data.fit, alpha_over=config.data.alpha_over)
         kept[size] = KeptFeatures(spec, backbone, preprocessing, device, run.features)
         features = kept[size].of(manifest, train + val, "training")
         tried = _try_all(config, manifest, kept[size], features)

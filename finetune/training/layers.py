@@ -43,7 +43,7 @@ def fit_layers(
 ) -> Fitted:
     """Fine-tune, stop early, and return the best epoch's weights; resumes from checkpoints/last.ckpt."""
     size = spec.image_size if config.data.image_size == "auto" else config.data.image_size
-    preprocessing = Preprocessing(image_size=size, fit=config.data.fit)
+    preprocessing = Preprocessing(image_size=size, fit=config.data.fit, alpha_over=config.data.alpha_over)
     classifier, weights_from = _build(config, spec, manifest, size)
     trainable = trainable_names(classifier, depth, config.freeze.top_groups)
     augmentation = Augmentation(config.augment, preprocessing, _colour_pca(config.augment, manifest, run))

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from finetune.data.augmentation import Augmentation
@@ -185,3 +186,18 @@ def test_a_random_crop_is_cut_from_a_larger_photo_that_was_brought_to_size_as_in
     }
     ((images, _),) = epochs(module, 1)[0]
     assert {image.numpy().tobytes() for image in images} <= windows
+
+
+def test_transparent_photos_are_laid_over_the_colour_that_is_asked_for(tmp_path: Path) -> None:
+    for label in ("a", "b"):
+        for number in range(4):
+            place = tmp_path / label / f"{number}.png"
+            place.parent.mkdir(exist_ok=True)
+            Image.new("RGBA", (60, 60), (*label.encode(), number, 9, 0)).save(place)
+    manifest = manifest_of(tmp_path, near_duplicates=None)
+    for colour, level in (("white", 255), ("black", 0)):
+        preprocessing = Preprocessing.model_validate({"image_size": SIZE, "fit": "crop", "alpha_over": colour})
+        augmentation = Augmentation(augment_config("crop"), preprocessing, None)
+        module = PhotoData(manifest, preprocessing, augmentation, 2, num_workers=0, seed=0)
+        for loader in (module.train_dataloader(), module.val_dataloader()):
+            assert all(bool((images == level).all()) for images, _ in loader)
