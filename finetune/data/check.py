@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from pathlib import Path
 
 from finetune.config import CheckConfig
-from finetune.data.manifest import Split, read_manifest, summarise_conflicts, summarise_skipped
+from finetune.data.manifest import read_manifest, summarise_conflicts, summarise_skipped
+from finetune.data.splits import Split
 
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
@@ -14,7 +14,7 @@ SPLITS: tuple[Split, ...] = ("train", "val", "test")
 def main(config: CheckConfig) -> str:
     """Return the table of photos by class and split, and what is wrong with the others."""
     data = config.data
-    manifest = read_manifest(Path(data.root), data.val_fraction, data.test_fraction, config.seed)
+    manifest = read_manifest(data.root, data.val_fraction, data.test_fraction, config.seed)
     counts = Counter((photo.label, photo.split) for photo in manifest.photos if not photo.problem)
     width = max(len("class"), *(len(label) for label in manifest.classes))
     lines = [f"{'class':<{width}}" + "".join(f"{split:>8}" for split in SPLITS)]

@@ -2,20 +2,117 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from PIL import Image
+
+from finetune.data.folders import ClassFrom, read_layout, wrapper
+from finetune.data.listed import Listed, outside_classes
+from finetune.data.shards import list_shards
+from finetune.data.table import list_table
+from finetune.errors import AddressError, FinetuneError
+from finetune.stores import (
+    File,
+    Folder,
+    FolderStore,
+    FsspecStore,
+    Note,
+    Store,
+    TableStore,
+    TarStore,
+    is_text,
+    open_store,
+    readable,
+)
+
+__all__ = ["Listed", "Listing", "Note", "list_source"]
 
 
-@dataclass(frozen=True, slots=True)
-class Listed:
-    """One file, not yet opened.
+@dataclass(frozen=True)
+class Listing:
+    """Every file of a source in path order. classes: every class there is a place for, even an empty one."""
 
-    path: in its store; split and group: empty where nothing names them; problem: why it cannot be opened, if known.
+    store: Store
+    photos: tuple[Listed, ...]
+    classes: tuple[str, ...]
+    notes: tuple[Note, ...]
+
+
+def list_source(root: str, class_from: ClassFrom, group_pattern: str | None) -> Listing:
+    """List a folder, archive, table or set of shards; opens no photo.
+
+    Raises FinetuneError where there is nothing at the address, or its layout makes no sense.
     """
+    try:
+        store = open_store(root)
+        notes: list[Note] = []
+        if isinstance(store, TableStore):
+            photos = list_table(store, class_from)
+            classes = {photo.label for photo in photos} - {""}
+        elif isinstance(store, TarStore):
+            photos, classes, notes = list_shards(store, class_from)
+        else:
+            photos, classes, notes = _list_tree(store, class_from)
+    except AddressError as error:
+        raise FinetuneError(f"data.root={error}") from None
+    if group_pattern:
+        photos = list(_with_groups(photos, re.compile(group_pattern)))
+    return Listing(
+        store,
+        tuple(sorted((_with_text(photo) for photo in photos), key=lambda photo: photo.path)),
+        tuple(sorted(classes)),
+        tuple(sorted(notes, key=lambda note: (note.kind, note.path))),
+    )
 
-    path: str
-    label: str
-    split: str
-    group: str
-    size: int
-    mtime_ns: int
-    problem: str = ""
+
+def _list_tree(store: FolderStore | FsspecStore, class_from: ClassFrom) -> tuple[list[Listed], set[str], list[Note]]:
+    files: list[File] = []
+    folders: list[str] = []
+    notes: list[Note] = []
+    for found in store.walk():
+        if isinstance(found, File):
+            files.append(found)
+        elif isinstance(found, Folder):
+            folders.append(found.path)
+        else:
+            notes.append(found)
+    if class_from == "none":
+        return [_listed(file, "", "") for file in files], set(), notes
+    # an archive of a folder holds that folder; a folder on this machine can be named itself
+    top = "" if isinstance(store, FolderStore) else wrapper([file.path for file in files])
+    layout = read_layout(
+        store.address,
+        {file.path.removeprefix(top) for file in files},
+        {path.removeprefix(top) for path in folders if f"{path}/" != top},
+        class_from,
+    )
+    photos, outside = [], []
+    for file in files:
+        place = layout.of(file.path.removeprefix(top))
+        if place:
+            photos.append(_listed(file, place.label, place.split))
+        elif f".{file.path.rpartition('.')[2].lower()}" in Image.registered_extensions():
+            outside.append(file.path)
+    if outside:
+        notes.append(outside_classes(outside, "lies in no class folder"))
+    return photos, {place.label for place in layout.classes.values()}, notes
+
+
+def _listed(file: File, label: str, split: str) -> Listed:
+    return Listed(file.path, label, split, "", file.size, file.mtime_ns, file.problem)
+
+
+def _with_text(photo: Listed) -> Listed:
+    """Make a path printable; a file whose name is no text cannot be named in a manifest."""
+    if is_text(photo.path):
+        return photo
+    return replace(photo, path=readable(photo.path), problem="its name is not UTF-8; rename it")
+
+
+def _with_groups(photos: Iterable[Listed], pattern: re.Pattern[str]) -> Iterable[Listed]:
+    """Name the group of each photo that has none: what the pattern's first group finds, or the whole pattern."""
+    for photo in photos:
+        match = None if photo.group else pattern.search(photo.path)
+        yield replace(photo, group=match[pattern.groups and 1] or "") if match else photo

@@ -5,32 +5,22 @@ from __future__ import annotations
 import csv
 import hashlib
 import logging
-import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import astuple, dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
 
-from finetune.data.splits import assign_splits
-from finetune.errors import FinetuneError, ImageError, nearest
+from finetune.data.listing import Listed, Listing, list_source
+from finetune.data.splits import Split, assign_splits
+from finetune.errors import FinetuneError, ImageError
 from finetune.files import digest, replacing
 from finetune.parallel import ordered_map
 from finetune.preprocess import decode
 from finetune.progress import track
-from finetune.stores import Store, StoredFile, open_store
+from finetune.stores import Store, StoredFile
 
 log = logging.getLogger(__name__)
-
-Split = Literal["train", "val", "test"]
-SPLIT_FOLDERS: dict[str, Split] = {
-    "train": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "test": "test",
-}
 
 
 @dataclass(frozen=True)
@@ -101,13 +91,14 @@ class Manifest:
             return cls(store, tuple(Photo(**row) for row in csv.DictReader(file)))
 
 
-def read_manifest(root: Path, val_fraction: float, test_fraction: float, seed: int) -> Manifest:
+def read_manifest(root: Path | str, val_fraction: float, test_fraction: float, seed: int) -> Manifest:
     """Scan `root`, read every photo once, and assign the splits that its folders do not name.
 
     Raises FinetuneError where no classifier could be trained: no folder, no photos, one class, a class too small.
     """
-    labels = {folder.label for folder in _class_folders(root)}
-    photos = inspect(root, list_photos(root))
+    listing = list_source(str(root), "folder", None)
+    labels = set(listing.classes)
+    photos = inspect(listing)
     named = {photo.split for photo in photos if not photo.problem}
     if not named:
         raise FinetuneError(_nothing_found(root, photos))
@@ -122,38 +113,28 @@ def read_manifest(root: Path, val_fraction: float, test_fraction: float, seed: i
     assigned = assign_splits([(photo.label, photo.sha256) for photo in free], wanted, seed)
     split_of = {photo.path: split for photo, split in zip(free, assigned, strict=True)}
     return Manifest(
-        open_store(str(root)), tuple(replace(photo, split=split_of.get(photo.path, photo.split)) for photo in photos)
+        listing.store, tuple(replace(photo, split=split_of.get(photo.path, photo.split)) for photo in photos)
     )
 
 
-def read_labelled(root: Path) -> Manifest:
+def read_labelled(root: Path | str) -> Manifest:
     """Scan a labelled folder all of whose photos are to be evaluated: every split becomes test."""
-    photos = inspect(root, list_photos(root))
+    listing = list_source(str(root), "folder", None)
+    photos = inspect(listing)
     if not any(not photo.problem for photo in photos):
         raise FinetuneError(_nothing_found(root, photos))
-    return Manifest(open_store(str(root)), tuple(replace(photo, split="test") for photo in photos))
+    return Manifest(listing.store, tuple(replace(photo, split="test") for photo in photos))
 
 
-def list_photos(root: Path) -> list[Photo]:
-    """Return every file of every class folder, not yet opened; hidden files and folders are passed over."""
-    return [
-        Photo(path, folder.label, folder.split, sha256="", problem="")
-        for folder in _class_folders(root)
-        for path in sorted(_files_below(root, folder.path))
-    ]
-
-
-def inspect(root: Path, photos: list[Photo]) -> list[Photo]:
+def inspect(listing: Listing) -> list[Photo]:
     """Read and decode every photo; fills sha256, and problem where a file cannot be used."""
 
-    def opened(photo: Photo) -> Photo:
-        if not _is_text(photo.path):
-            readable = photo.path.encode(errors="backslashreplace").decode()
-            return replace(photo, path=readable, problem="its name is not UTF-8; rename it")
-        if (root / photo.path).exists() and not (root / photo.path).is_file():
-            return replace(photo, problem="not a regular file")
+    def opened(listed: Listed) -> Photo:
+        photo = Photo(listed.path, listed.label, listed.split, sha256="", problem=listed.problem)
+        if listed.problem:
+            return photo
         try:
-            raw = (root / photo.path).read_bytes()
+            raw = listing.store.read(listed.path)
         except OSError as error:
             return replace(photo, problem=f"cannot be read: {error.strerror}")
         checked = replace(photo, sha256=hashlib.sha256(raw).hexdigest())
@@ -163,7 +144,7 @@ def inspect(root: Path, photos: list[Photo]) -> list[Photo]:
             return replace(checked, problem=str(error))
         return checked
 
-    return list(track(ordered_map(opened, photos), "reading photos", total=len(photos)))
+    return list(track(ordered_map(opened, listing.photos), "reading photos", total=len(listing.photos)))
 
 
 def summarise_skipped(skipped: tuple[Photo, ...], at_most: int = 10) -> str:
@@ -173,62 +154,6 @@ def summarise_skipped(skipped: tuple[Photo, ...], at_most: int = 10) -> str:
     if len(skipped) > at_most:
         lines.append(f"  and {len(skipped) - at_most} more")
     return "\n".join(lines)
-
-
-@dataclass(frozen=True)
-class _ClassFolder:
-    """A folder of photos. path: relative to the root; split: empty where the root has no split folders."""
-
-    path: str
-    label: str
-    split: str
-
-
-def _class_folders(root: Path) -> list[_ClassFolder]:
-    names = _visible_folders(root)
-    splits = [name for name in names if name.lower() in SPLIT_FOLDERS]
-    others = [name for name in names if name.lower() not in SPLIT_FOLDERS]
-    # one class may well be called "test"; several such names are splits
-    if not splits or (others and len(splits) == 1):
-        return [_ClassFolder(name, name, "") for name in names]
-    if others:
-        raise FinetuneError(
-            f"{root} has split folders ({', '.join(splits)}) and others beside them ({', '.join(others)}): "
-            "move the others away, or into the splits as classes"
-        )
-    if "train" not in (split.lower() for split in splits):
-        raise FinetuneError(f"{root} has {' and '.join(splits)} but no train; name the folder of training photos train")
-    found = [
-        _ClassFolder(f"{split}/{label}", label, SPLIT_FOLDERS[split.lower()])
-        for split in splits
-        for label in _visible_folders(root / split)
-    ]
-    trained = {folder.label for folder in found if folder.split == "train"}
-    for folder in found:
-        if folder.label not in trained:
-            hint = nearest(folder.label, trained)
-            raise FinetuneError(f"{root / folder.path} is a class that {root / 'train'} lacks{hint}")
-    return found
-
-
-def _visible_folders(root: Path) -> list[str]:
-    try:
-        entries = sorted(os.scandir(root), key=lambda entry: entry.name)
-    except FileNotFoundError:
-        beside = [path.name for path in root.parent.iterdir()] if root.parent.is_dir() else []
-        raise FinetuneError(f"data.root={root}: no such folder{nearest(root.name, beside)}") from None
-    except NotADirectoryError:
-        raise FinetuneError(f"data.root={root} is a file; give the folder that holds the class folders") from None
-    except PermissionError:
-        raise FinetuneError(f"data.root={root}: no permission to read this folder") from None
-    names = [entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
-    for name in names:
-        if not _is_text(name) or not name.isprintable():
-            raise FinetuneError(
-                f"the folder {name.encode(errors='backslashreplace').decode()} in {root} has a name "
-                "that cannot be written in a line of UTF-8; rename it"
-            )
-    return names
 
 
 def summarise_conflicts(conflicts: tuple[tuple[Photo, Photo], ...]) -> str:
@@ -241,30 +166,14 @@ def summarise_conflicts(conflicts: tuple[tuple[Photo, Photo], ...]) -> str:
     )
 
 
-def _is_text(name: str) -> bool:
-    """Whether a file's name can be written into text files; on Linux a name may be any bytes."""
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _files_below(root: Path, folder: str) -> Iterator[str]:
-    for parent, folders, files in os.walk(root / folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        inside = Path(parent).relative_to(root).as_posix()
-        yield from (f"{inside}/{name}" for name in files if not name.startswith(".") and name != "Thumbs.db")
-
-
-def _nothing_found(root: Path, photos: list[Photo]) -> str:
+def _nothing_found(root: Path | str, photos: list[Photo]) -> str:
     if photos:
         listed = summarise_skipped(tuple(photos))
         return f"none of the {len(photos)} files in {root} is an image that can be read\n{listed}"
     return f"{root} has no photos in class folders; put them as {root}/CLASS/photo.jpg, one folder a class"
 
 
-def _require_enough(root: Path, training: list[Photo], labels: set[str], has_val: bool) -> None:
+def _require_enough(root: Path | str, training: list[Photo], labels: set[str], has_val: bool) -> None:
     least, purpose = (1, "to train on") if has_val else (2, "one to train on and one to validate with")
     # copies count once: they all go into one split
     usable = Counter(label for label, _ in {(photo.label, photo.sha256) for photo in training if not photo.problem})

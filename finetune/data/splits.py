@@ -8,17 +8,17 @@ from typing import Literal
 
 from finetune.files import digest
 
+Split = Literal["train", "val", "test"]
 
-def assign_splits(
-    photos: Sequence[tuple[str, str]], fractions: Mapping[Literal["train", "val", "test"], float], seed: int
-) -> list[Literal["train", "val", "test"]]:
+
+def assign_splits(photos: Sequence[tuple[str, str]], fractions: Mapping[Split, float], seed: int) -> list[Split]:
     """Return a split for each (label, sha256): each class gives its rounded fraction, the rest trains.
 
     The order within a class is that of a hash of seed and content, so neither names nor folder order matter. A class of
     two or more photos always has one to train and one to validate with; the test split is the first to go without.
     Copies of one photo in a class stay together.
     """
-    assigned: list[Literal["train", "val", "test"]] = ["train"] * len(photos)
+    assigned: list[Split] = ["train"] * len(photos)
     by_class: dict[str, list[int]] = defaultdict(list)
     for number, (label, _) in enumerate(photos):
         by_class[label].append(number)

@@ -40,7 +40,7 @@ def main(config: EvaluateConfig) -> str:
 def _photos_of(run: FinishedRun, config: EvaluateConfig) -> Manifest:
     if config.data.root is None:
         return run.manifest
-    manifest = read_labelled(Path(config.data.root))
+    manifest = read_labelled(config.data.root)
     for label in manifest.classes:
         if label not in run.result.classes:
             raise FinetuneError(

@@ -5,14 +5,14 @@ from __future__ import annotations
 import csv
 import logging
 import time
-from pathlib import Path
 from typing import Literal
 
 import pytorch_lightning as pl
 import torch
 
 from finetune.config import FreezeConfig, TrainConfig
-from finetune.data.manifest import Manifest, list_photos, read_manifest, summarise_conflicts, summarise_skipped
+from finetune.data.listing import list_source
+from finetune.data.manifest import Manifest, read_manifest, summarise_conflicts, summarise_skipped
 from finetune.errors import FinetuneError
 from finetune.evaluation.metrics import Scores, measure
 from finetune.evaluation.report import write_report
@@ -86,10 +86,12 @@ def summarise(result: Result) -> str:
 
 def _changed_since(run: FinishedRun) -> str:
     """Say so if files came or went since a finished run; their content is not read for that."""
-    root = Path(run.store.address)
-    if not root.is_dir():
-        return ""
-    now, then = {photo.path for photo in list_photos(root)}, {photo.path for photo in run.manifest.photos}
+    root = run.store.address
+    try:
+        listing = list_source(root, "folder", None)
+    except FinetuneError:
+        return ""  # the photos may well be gone by now
+    now, then = {photo.path for photo in listing.photos}, {photo.path for photo in run.manifest.photos}
     if now == then:
         return ""
     return (
@@ -100,7 +102,7 @@ def _changed_since(run: FinishedRun) -> str:
 
 def _read(config: TrainConfig) -> Manifest:
     data = config.data
-    manifest = read_manifest(Path(data.root), data.val_fraction, data.test_fraction, config.seed)
+    manifest = read_manifest(data.root, data.val_fraction, data.test_fraction, config.seed)
     if manifest.skipped:
         log.warning("%s (reasons: %s)", summarise_skipped(manifest.skipped), Run(config.output).manifest)
     if manifest.conflicts:
