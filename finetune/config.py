@@ -6,12 +6,22 @@ Hydra composes `conf/*.yaml`, which holds the defaults; these models judge the r
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
 from finetune.schema import Address, Fraction, Place, Section, ascending
+
+
+def _regular_expression(pattern: str) -> str:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"not a regular expression: {error}") from None
+    return pattern
+
 
 Photos = Annotated[int, Field(ge=0)]
 SidePx = Annotated[int, Field(ge=32, le=2048)]
@@ -30,7 +40,7 @@ class SourceConfig(Section):
         description="folder: the top folder is the class; path: the whole folder path is, as in a/b/photo.jpg -> a/b; "
         "none: photos without labels"
     )
-    group_pattern: str | None = Field(
+    group_pattern: Annotated[str, AfterValidator(_regular_expression)] | None = Field(
         description="regular expression searched in each path; photos for which it (or its first group) finds the same "
         "text never stand in two splits: patient, product, burst"
     )
@@ -264,10 +274,12 @@ class ExportConfig(Section):
 
 
 class PredictConfig(Section):
-    """Classify a photo or a folder of photos with a bundle; needs no torch."""
+    """Classify a photo, or all photos of a folder or an archive, with a bundle; needs no torch."""
 
     model: Place = Field(description="bundle: the model's folder in a repository, or one version of it")
-    input: Place = Field(description="a photo, or a folder that is searched through")
+    input: Address = Field(
+        description="a photo, a folder that is searched through, a .zip, .tar shards, or any fsspec address"
+    )
     output: Place = Field(description="CSV file to write: path,label,probability,error")
     probabilities: bool = Field(description="add one column a class")
     batch_size: Annotated[int, Field(ge=1, le=256)] = Field(description="photos per model call")

@@ -1,6 +1,7 @@
 """The exceptions that people see. Each says what is wrong, what was given and what to do.
 
 FinetuneError        the input or the configuration is wrong: message, exit code 2
+├── AddressError     nothing can be read at an address
 ├── ParityError      the exported file answers differently: message, exit code 1
 └── ImageError       bytes that are no readable image: a skipped photo in training, 422 from the server
 """
@@ -15,6 +16,10 @@ class FinetuneError(Exception):
     """Base of every error whose message is written for the person at the terminal."""
 
     exit_code = 2
+
+
+class AddressError(FinetuneError):
+    """Nothing can be read at an address, which the message begins with; whoever knows its key puts that before it."""
 
 
 class ParityError(FinetuneError):

@@ -18,13 +18,13 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 import finetune
 from finetune.config import DataConfig, TrainConfig
-from finetune.data.listing import open_source
 from finetune.data.manifest import Manifest, Photo
 from finetune.errors import FinetuneError, nearest
 from finetune.files import make_folder, replacing, sha256, write_json, write_text
 from finetune.models.backbone import BackboneSpec, FeatureSet, build_empty_backbone
 from finetune.models.classifier import Classifier
 from finetune.preprocess import Preprocessing
+from finetune.stores import open_store
 
 LOCK = ".lock"
 
@@ -175,7 +175,7 @@ class FinishedRun:
     def manifest(self) -> Manifest:
         if not self.files.manifest.is_file():
             raise FinetuneError(f"{self.files.manifest} is missing: which photos this run used is not known any more")
-        return Manifest.load(self.files.manifest, open_source(self.data.root))
+        return Manifest.load(self.files.manifest, open_store(self.data.root))
 
     def require(self, photos: Sequence[Photo]) -> tuple[Photo, ...]:
         """Return the photos; raises FinetuneError where files of theirs are gone."""

@@ -26,7 +26,8 @@ def _not_empty(value: Any) -> Any:
 
 def _absolute(address: str) -> str:
     """Make a path on this machine absolute, so that it means the same wherever it is read again."""
-    return address if "://" in address or "::" in address else str(Path(address).expanduser().absolute())
+    *archives, place = address.split("::")
+    return "::".join([*archives, place if "://" in place else str(Path(place).expanduser().absolute())])
 
 
 Fraction = Annotated[float, Field(ge=0, le=1)]

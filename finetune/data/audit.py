@@ -10,6 +10,7 @@ from typing import Any
 
 from finetune.config import SourceConfig
 from finetune.data.findings import KINDS, Case, Finding, judge
+from finetune.data.folders import ClassFrom
 from finetune.data.listing import Listing, list_source
 from finetune.data.look import Facts
 from finetune.data.manifest import Manifest, Photo, summarise_skipped
@@ -67,7 +68,7 @@ def audit(config: SourceConfig, seed: int) -> Audit:
     return Audit(Manifest(listing.store, tuple(photos)), ordered)
 
 
-def read_labelled(root: str, class_from: str) -> Manifest:
+def read_labelled(root: str, class_from: ClassFrom) -> Manifest:
     """Look at a labelled source all of whose photos are to be evaluated: every split becomes test."""
     listing = list_source(root, class_from, None)
     photos = [

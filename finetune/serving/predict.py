@@ -1,9 +1,9 @@
-"""`finetune predict`: a photo or a folder of photos to a CSV file."""
+"""`finetune predict`: a photo, a folder or an archive of photos to a CSV file."""
 
 from __future__ import annotations
 
 import csv
-import os
+import logging
 from collections import Counter
 from collections.abc import Iterator
 from itertools import islice
@@ -15,22 +15,36 @@ from numpy.typing import NDArray
 
 from finetune.bundle import open_bundle
 from finetune.config import PredictConfig
-from finetune.errors import FinetuneError, ImageError, nearest
+from finetune.errors import AddressError, FinetuneError, ImageError
 from finetune.files import replacing
 from finetune.parallel import ordered_map
 from finetune.preprocess import Pixels
 from finetune.progress import track
 from finetune.serving.predictor import Predictor
+from finetune.stores import (
+    SAMPLE_TEXTS,
+    File,
+    Folder,
+    FolderStore,
+    StoredFile,
+    TableStore,
+    TarStore,
+    find_file,
+    nearest_beside,
+    open_store,
+)
+
+log = logging.getLogger(__name__)
 
 Row = list[str]
 Probabilities = NDArray[np.float32]
-Opened = tuple[Path, Pixels | str]
+Opened = tuple[str, Pixels | str]
 
 
 def main(config: PredictConfig) -> str:
     """Write one row a file, in path order; a file that cannot be read has its reason in the column `error`."""
     bundle = open_bundle(config.model)
-    paths = _list_files(config.input)
+    files = _list_files(config.input, config.output)
     card = bundle.info.model
     predictor = Predictor(bundle.model, card.labels, card.preprocessing, config.device)
     header = ["path", "label", "probability", "error", *(card.labels if config.probabilities else ())]
@@ -38,28 +52,33 @@ def main(config: PredictConfig) -> str:
     with replacing(config.output) as beside, _csv(beside) as file:
         writer = csv.writer(file)
         writer.writerow(header)
-        rows = _rows(predictor, paths, config.batch_size, config.probabilities)
-        for path, row in track(rows, "predicting", total=len(paths)):
-            writer.writerow([_shown(path, config.input), *row])
+        rows = _rows(predictor, files, config.batch_size, config.probabilities)
+        for path, row in track(rows, "predicting", total=len(files)):
+            writer.writerow([path, *row])
             counts[row[0]] += 1
     failed = counts.pop("", 0)
-    lines = [f"{len(paths) - failed} photos predicted with {bundle.name} version {bundle.version}: {config.output}"]
+    lines = [f"{len(files) - failed} photos predicted with {bundle.name} version {bundle.version}: {config.output}"]
     lines += [f"  {count:>6}  {label}" for label, count in counts.most_common()]
     if failed:
         lines.append(f"  {failed:>6}  could not be read; the column `error` says why")
     return "\n".join(lines)
 
 
-def _rows(predictor: Predictor, paths: list[Path], batch_size: int, all_classes: bool) -> Iterator[tuple[Path, Row]]:
-    def opened(path: Path) -> Opened:
+def _rows(
+    predictor: Predictor, files: dict[str, StoredFile | str], batch_size: int, all_classes: bool
+) -> Iterator[tuple[str, Row]]:
+    def opened(item: tuple[str, StoredFile | str]) -> Opened:
+        path, file = item
+        if isinstance(file, str):
+            return path, file
         try:
-            return path, predictor.load(path)
+            return path, predictor.load(file)
         except ImageError as error:
             return path, str(error)
         except OSError as error:
             return path, f"cannot be read: {error.strerror}"
 
-    results = ordered_map(opened, paths)
+    results = ordered_map(opened, files.items())
     while batch := list(islice(results, batch_size)):
         images = [pixels for _, pixels in batch if not isinstance(pixels, str)]
         answers: Iterator[Probabilities] = iter(predictor.run(np.stack(images))) if images else iter(())
@@ -78,20 +97,36 @@ def _csv(path: Path) -> TextIO:
     return path.open("w", newline="", encoding="utf-8", errors="backslashreplace")
 
 
-def _list_files(source: Path) -> list[Path]:
-    if source.is_file():
-        return [source]
-    if not source.is_dir():
-        beside = [path.name for path in source.parent.iterdir()] if source.parent.is_dir() else []
-        raise FinetuneError(f"input={source}: no such file or folder{nearest(source.name, beside)}")
-    found = []
-    for parent, folders, files in os.walk(source):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        found += [Path(parent) / name for name in sorted(files) if not name.startswith(".") and name != "Thumbs.db"]
-    if not found:
-        raise FinetuneError(f"input={source} holds no files")
-    return found
+def _list_files(address: str, output: Path) -> dict[str, StoredFile | str]:
+    """Return each file by the path to show, in path order, or why it cannot be opened."""
+    try:
+        if alone := find_file(address):
+            return {address: alone}
+        files = _walk(address, output)
+    except AddressError as error:
+        raise FinetuneError(f"input={error}") from None
+    if not files:
+        raise FinetuneError(f"input={address} holds no files")
+    return dict(sorted(files.items()))
 
 
-def _shown(path: Path, source: Path) -> str:
-    return path.relative_to(source).as_posix() if source.is_dir() else path.as_posix()
+def _walk(address: str, output: Path) -> dict[str, StoredFile | str]:
+    store = open_store(address)
+    if isinstance(store, TableStore):
+        raise AddressError(f"{address} is a table; give the folder or archive of the photos")
+    if isinstance(store, FolderStore) and not Path(address).exists():
+        raise AddressError(f"{address}: no such file or folder{nearest_beside(Path(address))}")
+    files: dict[str, StoredFile | str] = {}
+    for found in store.walk():
+        if isinstance(found, File):
+            texts = SAMPLE_TEXTS if isinstance(store, TarStore) else ()
+            if not found.path.endswith(texts) and not _is_output(store.address, found.path, output):
+                files[found.path] = found.problem or StoredFile(store, found.path)
+        elif not isinstance(found, Folder) and found.kind != "link_outside":
+            log.warning("passed over: %s %s", found.path, found.message)
+    return files
+
+
+def _is_output(address: str, path: str, output: Path) -> bool:
+    """Whether a file is what a former run of this command left."""
+    return path.endswith(output.name) and Path(address, path).absolute() == output.absolute()
