@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-from PIL import ImageOps
 
 from finetune.config import SourceConfig
 from finetune.data.audit import SPLITS, Audit, as_json
@@ -68,5 +67,6 @@ def _thumbnail(manifest: Manifest, photo: Photo) -> str:
     except (ImageError, OSError):
         return ""
     buffer = io.BytesIO()
-    ImageOps.contain(image, (2 * THUMBNAIL_PX, THUMBNAIL_PX)).save(buffer, "JPEG", quality=80)
+    image.thumbnail((2 * THUMBNAIL_PX, THUMBNAIL_PX))
+    image.save(buffer, "JPEG", quality=80)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
