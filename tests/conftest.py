@@ -115,6 +115,11 @@ def augment_config(choice: str = "none", **changes: Any) -> AugmentConfig:
     return AugmentConfig.model_validate(composed_augment(choice) | changes)
 
 
+def run_python(code: str) -> str:
+    """Run some lines in a Python of their own; return what they print."""
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+
+
 TINY = ("model.backbone=test_resnet", "model.weights=none", "data.image_size=64", "data.num_workers=0")
 
 

@@ -6,6 +6,7 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 from PIL import Image
@@ -50,7 +51,7 @@ def _by_samples(files: list[File], samples: dict[str, Sample]) -> tuple[list[Lis
     for file in _photos_of_samples(files):
         sample = samples.get(file.path.rpartition(".")[0]) or samples.get(_key(file.path)) or {}
         if "label" in sample:
-            split = sample.get("split") or _split_of_shard(file.path)
+            split = sample.get("split") or _split_of_shard(split_member(file.path)[0])
             photos.append(_listed(file, sample["label"], split, sample.get("group", "")))
         else:
             without[sample.get("problem", "no .cls or .json beside it names a class")].append(file.path)
@@ -65,7 +66,7 @@ def _by_folders(
     inside = {file.path: split_member(file.path)[1] for file in files}
     top = wrapper(inside.values())
     inside = {path: place.removeprefix(top) for path, place in inside.items()}
-    splits = {path: _split_of_shard(path) for path in inside}
+    splits = {path: _split_of_shard(split_member(path)[0]) for path in inside}
     empty = {split_member(path)[1] for path in folders}
     layout = read_layout(
         address, set(inside.values()), {path.removeprefix(top) for path in empty if path != top[:-1]}, class_from
@@ -102,9 +103,10 @@ def _photos_of_samples(files: list[File]) -> Iterator[File]:
             yield image
 
 
-def _split_of_shard(path: str) -> str:
+@cache
+def _split_of_shard(shard: str) -> str:
     """Return the split that a tar file's name, or its folder's, begins with."""
-    found = (SHARD_SPLIT.match(part) for part in split_member(path)[0].split("/"))
+    found = (SHARD_SPLIT.match(part) for part in shard.split("/"))
     return next((SPLITS[match[0][:3].lower()] for match in found if match), "")
 
 

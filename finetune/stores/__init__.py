@@ -12,7 +12,7 @@ from finetune.stores.folder import FolderStore, nearest_beside
 from finetune.stores.remote import FsspecStore
 from finetune.stores.store import File, Folder, Found, Note, Store, StoredFile, is_text, is_url, readable, split_links
 from finetune.stores.table import TableStore
-from finetune.stores.tar import SAMPLE_TEXTS, TarStore, find_shards, split_member
+from finetune.stores.tar import SAMPLE_TEXTS, TarStore, find_shards, name_shards, split_member
 
 __all__ = [
     "SAMPLE_TEXTS",
@@ -57,7 +57,9 @@ def open_store(address: str) -> FolderStore | FsspecStore | TarStore | TableStor
         return TableStore(address)
     if name.endswith(".zip"):
         return FsspecStore(address, f"zip://::{address}")
-    if local and not name.endswith(".tar"):
+    if name.endswith(".tar"):
+        return name_shards(address)
+    if local:
         return FolderStore(address)
     return find_shards(address) or FsspecStore(address, address.replace("://*::", "://::", 1))
 

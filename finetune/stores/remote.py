@@ -72,7 +72,7 @@ def open_url(address: str, url: str) -> tuple[Any, str]:
         system, root = _opened(head + tail, os.getpid(), _stamp(tail.rpartition("::")[2]))
         return system, _join(root, path.strip("/"))
     except ImportError as error:
-        raise AddressError(f"{address} cannot be opened: {_in_words(error)} (pip install)") from None
+        raise AddressError(f"{address} needs another package: {_in_words(error)}") from None
     except FileNotFoundError:
         archive = Path(tail.rpartition("::")[2].removeprefix("file://"))
         raise AddressError(f"{address}: no such file{nearest_beside(archive)}") from None

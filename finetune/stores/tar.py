@@ -70,12 +70,13 @@ class TarStore:
     def walk_with_texts(self) -> Iterator[tuple[Found, bytes | None]]:
         """Yield every member, with the bytes of `LABEL_TEXTS`; each tar file is gone through once."""
         for shard in track(self.shards, "listing tar files", total=len(self.shards), unit="files"):
-            index: dict[str, Member] = {}
-            for found, text, member in _members(self.root, shard):
-                if member:
-                    index[found.path] = member
+            # a name that was written again replaces the former
+            members = {found.path: (found, text, member) for found, text, member in _members(self.root, shard)}
+            _indexes[self.root, shard, _state(self.root, shard)] = {
+                path: member for path, (_, _, member) in members.items() if member
+            }
+            for found, text, _ in members.values():
                 yield _below(shard, found), text
-            _indexes[self.root, shard, _state(self.root, shard)] = index
 
     def read_beside(self, name: str) -> bytes | None:
         """Return a file that lies beside the tar files, None where there is none."""
@@ -104,37 +105,33 @@ def split_member(path: str) -> tuple[str, str]:
     return f"{shard}.tar", inside
 
 
-def find_shards(address: str) -> TarStore | None:
-    """Return the tar files of an address: of one, of a pattern with braces, or of a folder that holds little else."""
+def name_shards(address: str) -> TarStore:
+    """Return the tar file at an address, or those that a pattern with braces stands for."""
     head, path, tail = split_links(address)
-    if not path.endswith(".tar"):
-        shards = _shards_of_folder(address)
-        return TarStore(address, address, shards) if shards else None
     paths = _expand_braces(path)
-    folder = path.partition("{")[0].rpartition("/")[0] if len(paths) > 1 else path.rpartition("/")[0]
-    shards = tuple(shard.removeprefix(folder).lstrip("/") for shard in paths)
-    return TarStore(address, f"{head}{folder}{tail}", shards)
+    common = path.partition("{")[0] if len(paths) > 1 else path
+    folder = common.rpartition("/")[0]
+    return TarStore(address, f"{head}{folder}{tail}", tuple(shard.removeprefix(f"{folder}/") for shard in paths))
 
 
-def _shards_of_folder(address: str) -> tuple[str, ...]:
-    """Return the tar files in a folder and in the folders of that, none if there are photos too."""
+def find_shards(address: str) -> TarStore | None:
+    """Return the tar files in a folder, or in the folders of that; None if photos or deeper folders lie there too."""
+    head, path, tail = split_links(address)
     shards, folders = _only_shards(address)
-    if shards is None:
-        return ()
     for folder in folders:
-        head, path, tail = split_links(address)
         below, deeper = _only_shards(f"{head}{path.rstrip('/')}/{folder}{tail}")
         if not below or deeper:
-            return ()
+            return None
         shards += [f"{folder}/{name}" for name in below]
-    return tuple(sorted(shards))
+    return TarStore(address, address, tuple(sorted(shards))) if shards else None
 
 
-def _only_shards(address: str) -> tuple[list[str] | None, list[str]]:
-    """Return the tar files and the folders directly in a folder; None for the tar files if there are other files."""
-    shards, folders = [], []
+def _only_shards(address: str) -> tuple[list[str], list[str]]:
+    """Return the tar files and the folders directly in a folder; nothing if there are other files."""
+    shards: list[str] = []
+    folders: list[str] = []
     try:
-        for found in list_url(address) if is_url(address) else _list_folder(address):
+        for found in _list(address):
             if is_hidden(found.path):
                 continue
             if isinstance(found, Folder):
@@ -142,16 +139,27 @@ def _only_shards(address: str) -> tuple[list[str] | None, list[str]]:
             elif found.path.endswith(".tar"):
                 shards.append(found.path)
             elif PurePosixPath(found.path).suffix not in SIDE_FILES:
-                return None, []
+                return [], []
     except (OSError, AddressError):
-        return None, []  # whoever reads it will say what is wrong
+        return [], []  # whoever reads it will say what is wrong
     return shards, folders
 
 
-def _list_folder(address: str) -> Iterator[File | Folder]:
+def _list(address: str) -> Iterator[File | Folder]:
+    """Yield what lies directly in a folder, by name."""
+    if is_url(address):
+        yield from list_url(address)
+        return
     with os.scandir(address) as entries:
         for entry in entries:
             yield Folder(entry.name) if entry.is_dir() else File(entry.name, 0, 0)
+
+
+def _names_in(address: str) -> list[str]:
+    try:
+        return [found.path for found in _list(address)]
+    except (OSError, AddressError):
+        return []
 
 
 def _expand_braces(pattern: str) -> list[str]:
@@ -191,8 +199,7 @@ def _members(root: str, shard: str) -> Iterator[tuple[File | Folder, bytes | Non
             if raw.read(tarfile.BLOCKSIZE).strip(b"\0"):
                 raise tarfile.ReadError("bad header")
     except FileNotFoundError:
-        beside, _ = _only_shards(root)
-        raise AddressError(f"{root}/{shard}: no such file{nearest(shard, beside or ())}") from None
+        raise AddressError(f"{root}/{shard}: no such file{nearest(shard, _names_in(root))}") from None
     except (tarfile.TarError, EOFError) as error:
         raise AddressError(f"{root}/{shard} is no whole tar file ({error}); copy it again") from None
 
