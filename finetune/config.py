@@ -186,6 +186,22 @@ class AugmentConfig(Section):
         return share
 
 
+class ImbalanceConfig(Section):
+    """Classes with many more training photos than others."""
+
+    method: Literal["auto", "none", "class_weights", "balanced_sampler", "focal"] = Field(
+        description="class_weights: every class counts the same in the loss; balanced_sampler: every class is drawn "
+        "equally often; focal: photos that are right already count less; none: every photo counts the same; "
+        "auto: class_weights from imbalance.auto_ratio on, else none"
+    )
+    focal_gamma: Annotated[float, Field(ge=0)] = Field(
+        description="focal: how much less; 0 is cross-entropy (Lin et al. 2017: 2)"
+    )
+    auto_ratio: Annotated[float, Field(ge=1)] = Field(
+        description="auto: least ratio of training photos, largest class to smallest, at which classes are weighted"
+    )
+
+
 class OptimizerConfig(Section):
     name: Literal["adamw", "sgd"] = Field(description="sgd is with Nesterov momentum")
     learning_rate: Annotated[float, Field(gt=0)] = Field(description="peak learning rate")
@@ -213,6 +229,7 @@ class TrainConfig(Section):
     freeze: FreezeConfig
     probe: ProbeConfig
     augment: AugmentConfig
+    imbalance: ImbalanceConfig
     optimizer: OptimizerConfig
     schedule: ScheduleConfig
     trainer: TrainerConfig

@@ -35,12 +35,16 @@ class Result(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     val_accuracy: float
+    val_balanced_accuracy: float
     test_accuracy: float | None
+    test_balanced_accuracy: float | None
     train_seconds: float
     images_per_second: float
     trainable_parameters: int
     total_parameters: int
     freeze: str
+    imbalance: str
+    imbalance_reason: str
     backbone: str
     weights_from: str
     mean: tuple[float, float, float]
@@ -168,7 +172,7 @@ class FinishedRun:
         try:
             self.result = Result.model_validate_json(self.files.result.read_text(encoding="utf-8"))
         except ValidationError as error:
-            raise FinetuneError(f"{self.files.result} is damaged: {error.errors()[0]['msg']}") from None
+            raise FinetuneError(_refuse_result(self.files.result, error)) from None
         self.data = _data_config(self.files.config)
 
     @cached_property
@@ -210,6 +214,20 @@ def _data_config(path: Path) -> DataConfig:
     except ValidationError as error:
         reason = error.errors()[0]
         raise FinetuneError(f"{path}: data.{'.'.join(map(str, reason['loc']))}: {reason['msg']}") from None
+
+
+def _refuse_result(path: Path, error: ValidationError) -> str:
+    """Tell a result of another version, which is whole but has other keys, from a damaged one."""
+    in_words = {"missing": "lacks", "extra_forbidden": "has an unknown"}
+    differences = []
+    for problem in error.errors():
+        if problem["type"] not in in_words:
+            return f"{path} is damaged: {problem['msg']}"
+        differences.append(f"{in_words[problem['type']]} {'.'.join(map(str, problem['loc']))}")
+    return (
+        f"{path} was written by another version of finetune-service: it {', '.join(differences)}; "
+        "use that version, or train again with another output="
+    )
 
 
 def _read_config(path: Path) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pytorch_lightning as pl
@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from finetune.data.augmentation import Augmentation
 from finetune.data.manifest import Manifest
+from finetune.data.sampling import BalancedShuffle, EpochShuffle, Place, Sampling
 from finetune.parallel import usable_cores
 from finetune.preprocess import Preprocessing, Readable, decode, load_pixels
 
@@ -49,34 +50,16 @@ class DistortedPhotos(Dataset[tuple[Tensor, int]]):
     def __len__(self) -> int:
         return len(self.files)
 
-    def __getitem__(self, place: tuple[int, int]) -> tuple[Tensor, int]:
-        """place: (epoch, number); both seed the distortion, so it does not depend on which worker runs it."""
-        epoch, number = place
+    def __getitem__(self, place: Place) -> tuple[Tensor, int]:
+        """Every part of the place seeds the distortion: it depends on no worker, and a photo drawn twice gets two."""
+        _, number, _ = place
         file = self.files[number]
         if self.augmentation.input is None:
             pixels = np.asarray(decode(file, None, self.preprocessing.image_size, self.preprocessing.alpha_over))
         else:
             pixels = load_pixels(file, self.augmentation.input)
-        seed = int(np.random.SeedSequence((self.seed, epoch, number)).generate_state(1)[0])
+        seed = int(np.random.SeedSequence((self.seed, *place)).generate_state(1)[0])
         return _tensor(self.augmentation(pixels, seed)), self.targets[number]
-
-
-class EpochShuffle(Sampler[tuple[int, int]]):
-    """A new order each epoch that depends on nothing but seed and epoch; yields (epoch, number)."""
-
-    def __init__(self, length: int, seed: int) -> None:
-        self.length, self.seed, self.epoch = length, seed, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Called by Lightning before each epoch."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        order = np.random.default_rng((self.seed, self.epoch)).permutation(self.length)
-        return iter([(self.epoch, int(number)) for number in order])
 
 
 class PhotoData(pl.LightningDataModule):
@@ -90,24 +73,24 @@ class PhotoData(pl.LightningDataModule):
         batch_size: int,
         num_workers: int | str,
         seed: int,
+        sampling: Sampling = "shuffled",
     ) -> None:
         super().__init__()
         self.manifest, self.preprocessing, self.augmentation = manifest, preprocessing, augmentation
-        self.batch_size, self.seed = batch_size, seed
+        self.batch_size, self.seed, self.sampling = batch_size, seed, sampling
         self.num_workers = min(usable_cores(), MOST_WORKERS) if isinstance(num_workers, str) else num_workers
 
     def train_dataloader(self) -> DataLoader[tuple[Tensor, int]]:
         photos = self.manifest.of("train")
+        targets = self.manifest.targets(photos)
         dataset = DistortedPhotos(
-            self.manifest.files(photos),
-            self.manifest.targets(photos),
-            self.augmentation,
-            self.preprocessing,
-            self.seed,
+            self.manifest.files(photos), targets, self.augmentation, self.preprocessing, self.seed
         )
+        balanced = self.sampling == "balanced"
+        sampler = BalancedShuffle(targets, self.seed) if balanced else EpochShuffle(len(photos), self.seed)
         # A last batch of one photo would give batch norm no variance to work with.
-        drop_last = len(photos) % self.batch_size == 1 and len(photos) > self.batch_size
-        return self._loader(dataset, sampler=EpochShuffle(len(photos), self.seed), drop_last=drop_last)
+        drop_last = len(sampler) % self.batch_size == 1 and len(sampler) > self.batch_size
+        return self._loader(dataset, sampler=sampler, drop_last=drop_last)
 
     def val_dataloader(self) -> DataLoader[tuple[Tensor, int]]:
         photos = self.manifest.of("val")
@@ -116,7 +99,7 @@ class PhotoData(pl.LightningDataModule):
     def _loader(
         self,
         dataset: Dataset[tuple[Tensor, int]],
-        sampler: Sampler[tuple[int, int]] | None = None,
+        sampler: Sampler[Place] | None = None,
         drop_last: bool = False,
     ) -> DataLoader[tuple[Tensor, int]]:
         return DataLoader(

@@ -71,7 +71,7 @@ def _rows(config: CheckConfig, manifest: Manifest) -> list[Row]:
         Row(
             label,
             decode(files[first[label]], wanted_px=CELL_PX),
-            [Image.fromarray(distorted[epoch, first[label]][0].numpy()) for epoch in range(VERSIONS)],
+            [Image.fromarray(distorted[epoch, first[label], 0][0].numpy()) for epoch in range(VERSIONS)],
         )
         for label in sorted(first)[:MOST_CLASSES]
     ]

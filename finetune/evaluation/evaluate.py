@@ -66,6 +66,7 @@ def _table(scores: Scores, manifest: Manifest, output: Path) -> str:
         f"accuracy {100 * scores.accuracy:.1f} % on {len(scores.photos)} photos "
         f"(95 % interval {100 * low:.1f} to {100 * high:.1f} %), "
         f"calibration error {100 * scores.calibration_error:.1f} %",
+        f"balanced accuracy {100 * scores.balanced_accuracy:.1f} %, the mean recall of the classes",
         "",
         f"{'class':<{width}}  photos  precision  recall     F1",
     ]

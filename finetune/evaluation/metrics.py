@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from torchmetrics.functional.classification import (
     multiclass_calibration_error,
     multiclass_confusion_matrix,
@@ -31,12 +32,16 @@ class ClassScores:
 
 @dataclass(frozen=True)
 class Scores:
-    """Measured on one set of photos. confusion[true][answered] counts photos; interval: 95 % bounds of the accuracy."""
+    """Measured on one set of photos. confusion[true][answered] counts photos; interval: 95 % bounds of the accuracy.
+
+    balanced_accuracy: the mean recall of the classes that these photos show.
+    """
 
     photos: tuple[Photo, ...]
     targets: tuple[int, ...]
     probabilities: NDArray[np.float32]
     accuracy: float
+    balanced_accuracy: float
     interval: tuple[float, float]
     calibration_error: float
     by_class: tuple[ClassScores, ...]
@@ -55,7 +60,8 @@ def measure(
     """probabilities: (N, classes), rows in the order of targets and photos."""
     given, wanted = torch.from_numpy(probabilities), torch.tensor(targets)
     number = len(classes)
-    correct = int((given.argmax(1) == wanted).sum())
+    answers = given.argmax(1)
+    correct = int((answers == wanted).sum())
     confusion = multiclass_confusion_matrix(given, wanted, number)
     each = [
         metric(given, wanted, number, average="none").tolist()
@@ -67,11 +73,19 @@ def measure(
         targets=tuple(targets),
         probabilities=probabilities,
         accuracy=correct / len(targets),
+        balanced_accuracy=balanced_accuracy(answers, wanted),
         interval=wilson_interval(correct, len(targets)),
         calibration_error=multiclass_calibration_error(given, wanted, number).item(),
         by_class=tuple(ClassScores(*row) for row in zip(classes, counts, *each, strict=True)),
         confusion=tuple(tuple(row) for row in confusion.tolist()),
     )
+
+
+def balanced_accuracy(answers: Tensor, targets: Tensor) -> float:
+    """Return the mean recall of the classes among `targets`; answers and targets: (N,) class numbers."""
+    photos = torch.bincount(targets)
+    right = torch.bincount(targets[answers == targets], minlength=len(photos))
+    return (right[photos > 0] / photos[photos > 0]).double().mean().item()
 
 
 def wilson_interval(correct: int, total: int, z: float = 1.96) -> tuple[float, float]:

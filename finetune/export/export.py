@@ -77,7 +77,12 @@ def _card(run: FinishedRun, name: str, classifier: Classifier) -> ModelCard:
         labels=result.classes,
         preprocessing=result.preprocessing,
         temperature=classifier.temperature.item(),
-        metrics={"val_accuracy": result.val_accuracy, "test_accuracy": result.test_accuracy},
+        metrics={
+            "val_accuracy": result.val_accuracy,
+            "val_balanced_accuracy": result.val_balanced_accuracy,
+            "test_accuracy": result.test_accuracy,
+            "test_balanced_accuracy": result.test_balanced_accuracy,
+        },
         backbone=result.backbone,
         dataset=result.dataset,
         weights_sha256=run.weights_sha256,

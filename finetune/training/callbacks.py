@@ -11,7 +11,7 @@ from finetune.training.fitted import Metrics
 
 log = logging.getLogger(__name__)
 
-MEASURED = ("train_loss", "val_loss", "val_accuracy")
+MEASURED = ("train_loss", "val_loss", "val_accuracy", "val_balanced_accuracy")
 
 
 class EpochRows(pl.Callback):
@@ -30,12 +30,13 @@ class EpochRows(pl.Callback):
         row["seconds"] = round(time.monotonic() - self.started, 2)
         self.rows.append(row)
         log.info(
-            "epoch %d of at most %s: training loss %.4f, validation loss %.4f, accuracy %.1f %%",
+            "epoch %d of at most %s: training loss %.4f, validation loss %.4f, accuracy %.1f %%, balanced %.1f %%",
             trainer.current_epoch + 1,
             trainer.max_epochs,
             row["train_loss"],
             row["val_loss"],
             100 * float(row["val_accuracy"]),
+            100 * float(row["val_balanced_accuracy"]),
         )
 
     def state_dict(self) -> dict[str, list[Metrics]]:

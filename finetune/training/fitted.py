@@ -27,6 +27,7 @@ class Fitted:
     preprocessing: Preprocessing
     weights_from: str
     val_accuracy: float
+    val_balanced_accuracy: float
     trainable_parameters: int
     photos_seen: int
     metrics: list[Metrics]

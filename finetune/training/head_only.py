@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch.nn import functional
 
 from finetune.config import TrainConfig
 from finetune.data.manifest import Manifest, Photo
@@ -21,6 +20,8 @@ from finetune.preprocess import Preprocessing
 from finetune.run import Run
 from finetune.training.features import Features, KeptFeatures
 from finetune.training.fitted import Fitted, Metrics
+from finetune.training.imbalance import Handling, Judgement
+from finetune.training.loss import ClassificationLoss
 from finetune.training.module import FineTuner, quiet_trainer
 from finetune.training.probe import LinearFit, fit_linear, fit_temperature
 
@@ -38,16 +39,13 @@ class Candidate:
     image_size: int
     features: FeatureSet
     l2: float
-    val_accuracy: float
-    val_loss: float
+    judged: Judgement
     fit: LinearFit
 
-    @property
-    def rank(self) -> tuple[float, float]:
-        return (self.val_accuracy, -self.val_loss)
 
-
-def fit_head(config: TrainConfig, spec: BackboneSpec, manifest: Manifest, run: Run, device: torch.device) -> Fitted:
+def fit_head(
+    config: TrainConfig, handling: Handling, spec: BackboneSpec, manifest: Manifest, run: Run, device: torch.device
+) -> Fitted:
     """Try every size, feature set and penalty; refit the best on training and validation photos together."""
     train, val = manifest.of("train"), manifest.of("val")
     chosen: Candidate | None = None
@@ -59,19 +57,20 @@ def fit_head(config: TrainConfig, spec: BackboneSpec, manifest: Manifest, run: R
         preprocessing = Preprocessing(image_size=size, fit=config.data.fit, alpha_over=config.data.alpha_over)
         kept[size] = KeptFeatures(spec, backbone, preprocessing, device, run.features)
         features = kept[size].of(manifest, train + val, "training")
-        tried = _try_all(config, manifest, kept[size], features)
+        tried = _try_all(config, handling, manifest, kept[size], features)
         seconds = time.monotonic() - started
         metrics += [_row(candidate, seconds) for candidate in tried]
-        best = max(tried, key=lambda candidate: candidate.rank)
+        best = max(tried, key=lambda candidate: candidate.judged.rank)
         # only the best fit is kept: a thousand classes on wide features take a gigabyte
-        if chosen is None or best.rank > chosen.rank:
+        if chosen is None or best.judged.rank > chosen.judged.rank:
             chosen = best
-        log.info("%d px: validation accuracy %.1f %% in %.0f s", size, 100 * best.val_accuracy, seconds)
+        accuracy, balanced = 100 * best.judged.accuracy, 100 * best.judged.balanced_accuracy
+        log.info("%d px: validation accuracy %.1f %%, balanced %.1f %%, in %.0f s", size, accuracy, balanced, seconds)
     assert chosen is not None
     log.info("chosen: %d px, features=%s, l2=%g; refitting", chosen.image_size, chosen.features, chosen.l2)
     source = kept[chosen.image_size]
-    classifier = _build(config, spec, manifest, source, chosen)
-    _save_checkpoints(config, classifier, run)
+    classifier = _build(handling, spec, manifest, source, chosen)
+    _save_checkpoints(config, handling, classifier, run)
 
     def score(photos: Sequence[Photo]) -> torch.Tensor:
         features = source.of(manifest, photos, "test")[:, source.columns(chosen.features)]
@@ -83,7 +82,8 @@ def fit_head(config: TrainConfig, spec: BackboneSpec, manifest: Manifest, run: R
         classifier=classifier,
         preprocessing=source.preprocessing,
         weights_from=weights_from,
-        val_accuracy=chosen.val_accuracy,
+        val_accuracy=chosen.judged.accuracy,
+        val_balanced_accuracy=chosen.judged.balanced_accuracy,
         trainable_parameters=sum(parameter.numel() for parameter in classifier.head.parameters()),
         photos_seen=len(train + val) * len(kept),
         metrics=metrics,
@@ -101,24 +101,25 @@ def image_sizes(config: TrainConfig, spec: BackboneSpec) -> list[int]:
     return sorted({max(SIZE_STEP, size) for size in rounded})
 
 
-def _try_all(config: TrainConfig, manifest: Manifest, kept: KeptFeatures, features: Features) -> list[Candidate]:
+def _try_all(
+    config: TrainConfig, handling: Handling, manifest: Manifest, kept: KeptFeatures, features: Features
+) -> list[Candidate]:
     train, val = manifest.of("train"), manifest.of("val")
     targets = manifest.targets(train)
     wanted = torch.tensor(manifest.targets(val))
+    loss = handling.training_loss(targets, len(manifest.classes))
     candidates = []
     for name in FEATURE_SETS if config.model.features == "auto" else (config.model.features,):
         columns = np.ascontiguousarray(features[:, kept.columns(name)])
-        fits = fit_linear(columns[: len(train)], targets, len(manifest.classes), config.probe.l2)
+        fits = fit_linear(columns[: len(train)], targets, len(manifest.classes), config.probe.l2, loss)
         for l2, fit in zip(config.probe.l2, fits, strict=True):
-            logits = fit.logits(columns[len(train) :])
-            accuracy = (logits.argmax(1) == wanted).double().mean().item()
-            loss = functional.cross_entropy(logits, wanted).item()
-            candidates.append(Candidate(kept.preprocessing.image_size, name, l2, accuracy, loss, fit))
+            judged = handling.judge(fit.logits(columns[len(train) :]), wanted)
+            candidates.append(Candidate(kept.preprocessing.image_size, name, l2, judged, fit))
     return candidates
 
 
 def _build(
-    config: TrainConfig, spec: BackboneSpec, manifest: Manifest, kept: KeptFeatures, chosen: Candidate
+    handling: Handling, spec: BackboneSpec, manifest: Manifest, kept: KeptFeatures, chosen: Candidate
 ) -> Classifier:
     """Make the chosen head, refitted with the validation photos, part of the network."""
     train, val = manifest.of("train"), manifest.of("val")
@@ -126,10 +127,12 @@ def _build(
     columns = np.ascontiguousarray(features)
     # calibrated on photos that this head has not seen; the refitted one has seen them all
     temperature = fit_temperature(chosen.fit.logits(columns[len(train) :]), manifest.targets(val))
-    (refit,) = fit_linear(columns, manifest.targets(train + val), len(manifest.classes), [chosen.l2])
+    targets, classes = manifest.targets(train + val), len(manifest.classes)
+    loss = handling.training_loss(targets, classes)
+    (refit,) = fit_linear(columns, targets, classes, [chosen.l2], loss)
     # a copy: the original may be on a GPU, and still gives features
     backbone = copy.deepcopy(kept.module.backbone).cpu()
-    classifier = Classifier(spec, backbone, chosen.features, len(manifest.classes))
+    classifier = Classifier(spec, backbone, chosen.features, classes)
     with torch.no_grad():
         classifier.head.mean.copy_(refit.mean)
         classifier.head.scale.copy_(refit.scale)
@@ -139,11 +142,14 @@ def _build(
     return classifier.eval()
 
 
-def _save_checkpoints(config: TrainConfig, classifier: Classifier, run: Run) -> None:
+def _save_checkpoints(config: TrainConfig, handling: Handling, classifier: Classifier, run: Run) -> None:
     """Leave the checkpoints that other ways of training leave, so that Lightning can train on from here."""
     trainable = trainable_names(classifier, "head", config.freeze.top_groups)
     trainer = quiet_trainer(accelerator="cpu", enable_progress_bar=False, default_root_dir=run.path)
-    trainer.strategy.connect(FineTuner(classifier, trainable, config.optimizer, config.schedule))
+    # any loss: checkpoints hold nothing of it
+    loss = ClassificationLoss()
+    module = FineTuner(classifier, trainable, config.optimizer, config.schedule, loss, handling.judge)
+    trainer.strategy.connect(module)
     for name in ("best.ckpt", "last.ckpt"):
         trainer.save_checkpoint(run.checkpoints / name)
 
@@ -153,7 +159,8 @@ def _row(candidate: Candidate, seconds: float) -> Metrics:
         "image_size": candidate.image_size,
         "features": candidate.features,
         "l2": candidate.l2,
-        "val_accuracy": round(candidate.val_accuracy, 6),
-        "val_loss": round(candidate.val_loss, 6),
+        "val_accuracy": round(candidate.judged.accuracy, 6),
+        "val_balanced_accuracy": round(candidate.judged.balanced_accuracy, 6),
+        "val_loss": round(candidate.judged.loss, 6),
         "seconds": round(seconds, 2),
     }

@@ -31,6 +31,7 @@ from finetune.progress import track
 from finetune.run import Run
 from finetune.training.callbacks import EpochRows
 from finetune.training.fitted import Fitted
+from finetune.training.imbalance import Handling
 from finetune.training.mixing import BatchMixing
 from finetune.training.module import FineTuner, quiet_trainer
 from finetune.training.probe import fit_temperature
@@ -39,7 +40,13 @@ log = logging.getLogger(__name__)
 
 
 def fit_layers(
-    config: TrainConfig, depth: Depth, spec: BackboneSpec, manifest: Manifest, run: Run, device: torch.device
+    config: TrainConfig,
+    depth: Depth,
+    handling: Handling,
+    spec: BackboneSpec,
+    manifest: Manifest,
+    run: Run,
+    device: torch.device,
 ) -> Fitted:
     """Fine-tune, stop early, and return the best epoch's weights; resumes from checkpoints/last.ckpt."""
     size = spec.image_size if config.data.image_size == "auto" else config.data.image_size
@@ -48,7 +55,13 @@ def fit_layers(
     trainable = trainable_names(classifier, depth, config.freeze.top_groups)
     augmentation = Augmentation(config.augment, preprocessing, _colour_pca(config.augment, manifest, run))
     data = PhotoData(
-        manifest, preprocessing, augmentation, config.data.batch_size, config.data.num_workers, config.seed
+        manifest,
+        preprocessing,
+        augmentation,
+        config.data.batch_size,
+        config.data.num_workers,
+        config.seed,
+        handling.sampling,
     )
     rows = EpochRows()
     best = ModelCheckpoint(
@@ -57,7 +70,9 @@ def fit_layers(
     trainer = _trainer(config, run, device, [rows, best, EarlyStopping("val_loss", patience=config.trainer.patience)])
     mixes = config.augment.mixup > 0 or config.augment.cutmix > 0
     mixing = BatchMixing(config.augment, len(manifest.classes), config.seed) if mixes else None
-    _fit(trainer, FineTuner(classifier, trainable, config.optimizer, config.schedule, mixing), data, run)
+    loss = handling.training_loss(manifest.targets(manifest.of("train")), len(manifest.classes))
+    module = FineTuner(classifier, trainable, config.optimizer, config.schedule, loss, handling.judge, mixing)
+    _fit(trainer, module, data, run)
     _load_best(classifier, Path(best.best_model_path), trainable)
     classifier.to(device)
 
@@ -67,11 +82,13 @@ def fit_layers(
     val = manifest.of("val")
     logits, targets = score(val), manifest.targets(val)
     classifier.temperature.fill_(fit_temperature(logits, targets))
+    judged = handling.judge(logits, torch.tensor(targets))
     return Fitted(
         classifier=classifier,
         preprocessing=preprocessing,
         weights_from=weights_from,
-        val_accuracy=(logits.argmax(1) == torch.tensor(targets)).double().mean().item(),
+        val_accuracy=judged.accuracy,
+        val_balanced_accuracy=judged.balanced_accuracy,
         trainable_parameters=sum(p.numel() for name, p in classifier.named_parameters() if name in trainable),
         photos_seen=len(manifest.of("train")) * len(rows.rows),
         metrics=rows.rows,

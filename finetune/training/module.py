@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from finetune.config import OptimizerConfig, ScheduleConfig
 from finetune.errors import FinetuneError
 from finetune.models.classifier import Classifier
 from finetune.models.freezing import apply_freezing
+from finetune.training.imbalance import Judgement
+from finetune.training.loss import ClassificationLoss
 from finetune.training.mixing import BatchMixing
 
 Batch = tuple[Tensor, Tensor]
@@ -27,9 +29,10 @@ def quiet_trainer(**options: Any) -> pl.Trainer:
 
 
 class FineTuner(pl.LightningModule):
-    """Trains the named parameters of a classifier with cross-entropy; the rest stays bit-identical.
+    """Trains the named parameters of a classifier; the rest stays bit-identical.
 
-    mixing: blends the batches that are trained on, and no others.
+    judge: from logits (N, classes) and targets (N,) of all validation photos; mixing: blends the batches that are
+    trained on, and no others.
     """
 
     def __init__(
@@ -38,11 +41,15 @@ class FineTuner(pl.LightningModule):
         trainable: frozenset[str],
         optimizer: OptimizerConfig,
         schedule: ScheduleConfig,
+        loss: ClassificationLoss,
+        judge: Callable[[Tensor, Tensor], Judgement],
         mixing: BatchMixing | None = None,
     ) -> None:
         super().__init__()
         self.classifier, self.trainable, self.mixing = classifier, trainable, mixing
         self.optimizer_config, self.schedule_config = optimizer, schedule
+        self.loss, self.judge = loss, judge
+        self.validated: list[Batch] = []
 
     def train(self, mode: bool = True) -> FineTuner:
         """Every way back to training mode, Lightning's included, leaves the frozen parts in eval mode."""
@@ -59,25 +66,32 @@ class FineTuner(pl.LightningModule):
         images, targets = batch
         if self.mixing is not None:
             images, targets = self.mixing(images, targets, self.current_epoch, batch_idx)
-        loss = functional.cross_entropy(self.classifier(images), targets)
+        loss: Tensor = self.loss(self.classifier(images), targets)
         self.log("train_loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(images))
         return loss
 
+    def on_validation_epoch_start(self) -> None:
+        self.validated.clear()
+
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         images, targets = batch
-        logits = self.classifier(images)
-        loss = functional.cross_entropy(logits, targets)
-        if not bool(torch.isfinite(loss)):
+        self.validated.append((self.classifier(images).float().cpu(), targets.cpu()))
+
+    def on_validation_epoch_end(self) -> None:
+        logits, targets = (torch.cat(parts) for parts in zip(*self.validated, strict=True))
+        judged = self.judge(logits, targets)
+        if not math.isfinite(judged.loss):
             # before a checkpoint of this epoch is written
             raise FinetuneError(
-                f"training diverged in epoch {self.current_epoch + 1}: the validation loss is {loss.item():g}; "
+                f"training diverged in epoch {self.current_epoch + 1}: the validation loss is {judged.loss:g}; "
                 f"lower optimizer.learning_rate ({self.optimizer_config.learning_rate:g})"
             )
         measured = {
-            "val_loss": loss,
-            "val_accuracy": (logits.argmax(1) == targets).float().mean(),
+            "val_loss": judged.loss,
+            "val_accuracy": judged.accuracy,
+            "val_balanced_accuracy": judged.balanced_accuracy,
         }
-        self.log_dict(measured, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(images))
+        self.log_dict(measured, prog_bar=True)
 
     def configure_optimizers(self) -> Any:
         optimizer = self._optimizer()

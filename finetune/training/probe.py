@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,12 +33,18 @@ class LinearFit:
 
 
 def fit_linear(
-    features: NDArray[np.float32], targets: Sequence[int], classes: int, penalties: Sequence[float]
+    features: NDArray[np.float32],
+    targets: Sequence[int],
+    classes: int,
+    penalties: Sequence[float],
+    loss: Callable[[Tensor, Tensor], Tensor],
 ) -> list[LinearFit]:
     """Fit one classifier for each weight of the L2 penalty, in the order given.
 
-    Minimises mean cross-entropy + l2 / 2 * |weight|^2 on standardised features. The strongest penalty is fitted first,
-    and each fit starts from the one before it. A class absent from `targets` gets a low, finite score.
+    Minimises loss + l2 / 2 * |weight|^2 on features standardised over the photos, each counted once whatever the loss.
+    The strongest penalty is fitted first, and each fit starts from the one before it. A class absent from `targets`
+    gets a low, finite score.
+    loss: from logits (N, classes) and class numbers (N,); the mean over photos.
     """
     raw = torch.from_numpy(features)
     mean = raw.mean(0)
@@ -49,7 +55,7 @@ def fit_linear(
     bias = torch.zeros(classes, requires_grad=True)
     fits: dict[float, LinearFit] = {}
     for l2 in sorted(set(penalties), reverse=True):
-        _minimise(standardised, wanted, weight, bias, l2)
+        _minimise(lambda: loss(standardised @ weight.T + bias, wanted), weight, bias, l2)
         fits[l2] = LinearFit(mean, scale, weight.detach().clone(), bias.detach().clone())
     return [fits[l2] for l2 in penalties]
 
@@ -66,15 +72,15 @@ def fit_temperature(logits: Tensor, targets: Sequence[int]) -> float:
     return float(candidates[(torch.stack(losses) + prior).argmin()])
 
 
-def _minimise(features: Tensor, targets: Tensor, weight: Tensor, bias: Tensor, l2: float) -> None:
+def _minimise(loss: Callable[[], Tensor], weight: Tensor, bias: Tensor, l2: float) -> None:
     optimizer = torch.optim.LBFGS(
         [weight, bias], max_iter=MOST_STEPS, history_size=10, tolerance_grad=1e-5, line_search_fn="strong_wolfe"
     )
 
-    def loss() -> float:
+    def evaluate() -> float:
         optimizer.zero_grad()
-        value = functional.cross_entropy(features @ weight.T + bias, targets) + l2 / 2 * weight.square().sum()
+        value = loss() + l2 / 2 * weight.square().sum()
         value.backward()  # type: ignore[no-untyped-call]
         return value.item()
 
-    optimizer.step(loss)  # type: ignore[no-untyped-call]
+    optimizer.step(evaluate)  # type: ignore[no-untyped-call]

@@ -25,6 +25,7 @@ from finetune.models.freezing import Depth
 from finetune.run import FinishedRun, Result, Run, versions
 from finetune.training.fitted import Fitted, Metrics
 from finetune.training.head_only import fit_head
+from finetune.training.imbalance import Handling, choose_handling
 from finetune.training.layers import fit_layers
 
 log = logging.getLogger(__name__)
@@ -60,15 +61,17 @@ def _train(config: TrainConfig, spec: BackboneSpec, audited: Audit, run: Run) ->
     started = time.monotonic()
     depth = choose_depth(config.freeze, len(manifest.of("train")))
     log.info("%d training photos: freeze=%s", len(manifest.of("train")), depth)
+    handling = choose_handling(config.imbalance, depth, [photo.label for photo in manifest.of("train")])
+    log.info("imbalance: %s (%s)", handling.method, handling.reason)
     pl.seed_everything(config.seed, workers=True, verbose=False)
     device = _device(config.trainer.accelerator)
     fitted = (
-        fit_head(config, spec, manifest, run, device)
+        fit_head(config, handling, spec, manifest, run, device)
         if depth == "head"
-        else fit_layers(config, depth, spec, manifest, run, device)
+        else fit_layers(config, depth, handling, spec, manifest, run, device)
     )
     seconds = time.monotonic() - started
-    result = _finish(config, spec, manifest, run, depth, fitted, seconds)
+    result = _finish(config, spec, manifest, run, depth, handling, fitted, seconds)
     lines = [summarise(result), f"report: {run.report}", f"next: finetune export run={run.path} output=models"]
     return "\n".join(lines)
 
@@ -84,11 +87,18 @@ def choose_depth(freeze: FreezeConfig, training_photos: int) -> Depth:
 
 def summarise(result: Result) -> str:
     """Return the figures a person wants first."""
-    tested = "" if result.test_accuracy is None else f", test accuracy {100 * result.test_accuracy:.1f} %"
+    accuracies = [_both("validation", result.val_accuracy, result.val_balanced_accuracy)]
+    if result.test_accuracy is not None and result.test_balanced_accuracy is not None:
+        accuracies.append(_both("test", result.test_accuracy, result.test_balanced_accuracy))
     return (
-        f"validation accuracy {100 * result.val_accuracy:.1f} %{tested}; "
-        f"{result.backbone} at {result.image_size} px, freeze={result.freeze}, {result.train_seconds:.0f} s"
+        f"{', '.join(accuracies)}; "
+        f"{result.backbone} at {result.image_size} px, freeze={result.freeze}, {result.train_seconds:.0f} s\n"
+        f"imbalance: {result.imbalance} ({result.imbalance_reason})"
     )
+
+
+def _both(split: str, accuracy: float, balanced: float) -> str:
+    return f"{split} accuracy {100 * accuracy:.1f} % (balanced {100 * balanced:.1f} %)"
 
 
 def _changed_since(run: FinishedRun) -> str:
@@ -135,6 +145,7 @@ def _finish(
     manifest: Manifest,
     run: Run,
     depth: Depth,
+    handling: Handling,
     fitted: Fitted,
     seconds: float,
 ) -> Result:
@@ -145,12 +156,16 @@ def _finish(
     _save_metrics(run, fitted.metrics)
     result = Result(
         val_accuracy=fitted.val_accuracy,
+        val_balanced_accuracy=fitted.val_balanced_accuracy,
         test_accuracy=scores.accuracy if scores else None,
+        test_balanced_accuracy=scores.balanced_accuracy if scores else None,
         train_seconds=round(seconds, 2),
         images_per_second=round(fitted.photos_seen / seconds, 2),
         trainable_parameters=fitted.trainable_parameters,
         total_parameters=sum(parameter.numel() for parameter in fitted.classifier.parameters()),
         freeze=depth,
+        imbalance=handling.method,
+        imbalance_reason=handling.reason,
         backbone=spec.name,
         weights_from=fitted.weights_from,
         mean=spec.mean,

@@ -11,12 +11,13 @@ from PIL import Image
 from torch import Tensor
 
 from finetune.data.augmentation import Augmentation
-from finetune.data.datamodule import MOST_WORKERS, EpochShuffle, PhotoData
+from finetune.data.datamodule import MOST_WORKERS, PhotoData
 from finetune.data.manifest import Manifest
 from finetune.data.pca import ColourPCA
+from finetune.data.sampling import Sampling
 from finetune.parallel import usable_cores
 from finetune.preprocess import Preprocessing, load_pixels
-from tests.conftest import augment_config, manifest_of
+from tests.conftest import augment_config, manifest_of, paint
 
 SIZE = 32
 COMPONENTS = ColourPCA(eigenvalues=(0.1, 0.02, 0.01), eigenvectors=((1, 0, 0), (0, 1, 0), (0, 0, 1)))
@@ -38,11 +39,16 @@ def manifest(photos: Path) -> Manifest:
 
 
 def data(
-    manifest: Manifest, batch_size: int = 5, num_workers: int | str = 0, seed: int = 0, augment: str = "standard"
+    manifest: Manifest,
+    batch_size: int = 5,
+    num_workers: int | str = 0,
+    seed: int = 0,
+    augment: str = "standard",
+    sampling: Sampling = "shuffled",
 ) -> PhotoData:
     preprocessing = Preprocessing(image_size=SIZE, fit="crop")
     augmentation = Augmentation(augment_config(augment), preprocessing, COMPONENTS)
-    return PhotoData(manifest, preprocessing, augmentation, batch_size, num_workers, seed=seed)
+    return PhotoData(manifest, preprocessing, augmentation, batch_size, num_workers, seed, sampling)
 
 
 def epochs(module: PhotoData, count: int) -> list[list[tuple[Tensor, Tensor]]]:
@@ -67,6 +73,30 @@ def test_the_same_seed_gives_the_same_batches_however_many_workers_there_are(aug
     torch.manual_seed(12345)  # the workers' own seeds have no part in it
     for one, other in zip(alone, epochs(data(manifest, num_workers=2, augment=augment), 3), strict=True):
         assert same(one, other)
+
+
+@pytest.fixture
+def imbalanced(tmp_path: Path) -> Manifest:
+    """10 blue and 2 red photos to train on."""
+    for label, count in (("blue", 12), ("red", 3)):
+        for index in range(count):
+            paint(tmp_path / "imbalanced" / label / f"{index}.jpg", label, seed=index)
+    return manifest_of(tmp_path / "imbalanced", val_fraction=0.2, test_fraction=0)
+
+
+def test_balanced_batches_show_each_class_equally_often_whoever_loads_them(imbalanced: Manifest) -> None:
+    assert sorted(imbalanced.targets(imbalanced.of("train"))) == [0] * 10 + [1] * 2
+    alone, loaded = (epochs(data(imbalanced, num_workers=workers, sampling="balanced"), 2) for workers in (0, 2))
+    for one, other in zip(alone, loaded, strict=True):
+        assert same(one, other)
+        assert torch.cat([targets for _, targets in one]).bincount().tolist() == [6, 6]
+
+
+def test_a_photo_that_comes_again_in_an_epoch_is_distorted_anew(imbalanced: Manifest) -> None:
+    ((pixels, targets),) = epochs(data(imbalanced, batch_size=12, sampling="balanced"), 1)[0]
+    red = pixels[targets == 1]
+    # two photos, three times each
+    assert len({image.numpy().tobytes() for image in red}) == len(red) == 6
 
 
 def test_another_seed_gives_other_batches(manifest: Manifest) -> None:
@@ -140,26 +170,6 @@ def test_the_photo_that_a_last_batch_of_one_leaves_out_changes(manifest: Manifes
 
 def test_validation_leaves_no_photo_out(manifest: Manifest) -> None:
     assert [len(targets) for _, targets in data(manifest, batch_size=5).val_dataloader()] == [5, 1]
-
-
-def test_a_shuffle_holds_every_place_once() -> None:
-    sampler = EpochShuffle(50, seed=3)
-    sampler.set_epoch(4)
-    places = list(sampler)
-    assert len(sampler) == len(places) == 50
-    assert sorted(places) == [(4, number) for number in range(50)]
-    assert places != sorted(places)
-
-
-def test_a_shuffle_depends_on_seed_and_epoch_and_nothing_else() -> None:
-    orders = set()
-    for seed in range(5):
-        for epoch in range(5):
-            sampler = EpochShuffle(50, seed)
-            sampler.set_epoch(epoch)
-            orders.add(tuple(number for _, number in sampler))
-            assert list(sampler) == list(sampler)
-    assert len(orders) == 25
 
 
 def test_auto_workers_are_the_cores_but_not_too_many(manifest: Manifest) -> None:

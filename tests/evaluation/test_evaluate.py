@@ -13,6 +13,7 @@ def test_the_runs_own_split(tiny_run: Path, tmp_path: Path, capsys: pytest.Captu
     assert run(["evaluate", f"run={tiny_run}", f"output={tmp_path}", "split=val"]) == 0
     said = capsys.readouterr().out
     assert said.startswith("accuracy 100.0 % on 7 photos (95 % interval 64.6 to 100.0 %), calibration error ")
+    assert "\nbalanced accuracy 100.0 %, the mean recall of the classes\n" in said
     assert "class  photos  precision  recall     F1\nblue        2      1.000   1.000  1.000\n" in said
     with (tmp_path / "predictions.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
