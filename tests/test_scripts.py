@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from tests.conftest import ROOT
 
@@ -73,6 +74,14 @@ def test_setup_does_nothing_where_it_has_been_done() -> None:
     for _ in range(2):
         done = subprocess.run([ROOT / "scripts" / "setup"], capture_output=True, text=True, check=True)
     assert done.stdout == "setup: .venv is up to date\n"
+
+
+def test_the_picture_of_the_documents_is_drawn_small(tmp_path: Path) -> None:
+    script = ROOT / "scripts" / "augmentation_picture.py"
+    subprocess.run([sys.executable, script, tmp_path / "augment.png"], check=True)
+    with Image.open(tmp_path / "augment.png") as drawn, Image.open(ROOT / "docs" / "augment.png") as shown:
+        assert drawn.size == shown.size
+    assert (ROOT / "docs" / "augment.png").stat().st_size < 300_000
 
 
 def test_sample_photos_are_the_same_every_time_and_never_in_both_splits(tmp_path: Path) -> None:

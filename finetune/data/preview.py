@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+import cv2
+import numpy as np
+from PIL import Image, ImageOps
 
 from finetune.config import CheckConfig
 from finetune.data.augmentation import Augmentation
@@ -13,7 +15,7 @@ from finetune.data.datamodule import DistortedPhotos
 from finetune.data.manifest import Manifest
 from finetune.data.pca import colour_components
 from finetune.files import replacing
-from finetune.preprocess import Preprocessing, decode
+from finetune.preprocess import Pixels, Preprocessing, decode
 from finetune.progress import track
 
 VERSIONS = 8
@@ -23,7 +25,9 @@ GAP_PX = 6
 MARGIN_PX = 24
 HEADING_PX = 40
 MOST_LABEL_PX = 200
-INK, PALE, PAPER, MOUNT = "#1c1c1c", "#767676", "#ffffff", "#f0f0f0"
+FONT_PX, FONT_WEIGHT = 17, 420
+CELL = (CELL_PX, CELL_PX)
+INK, PALE, PAPER, MOUNT = (28, 28, 28), (118, 118, 118), (255, 255, 255), (240, 240, 240)
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,7 @@ def write_preview(config: CheckConfig, manifest: Manifest, picture: Path) -> str
     """
     rows = _rows(config, manifest)
     with replacing(picture) as beside:
-        _draw(rows).save(beside, optimize=True, quality=92)
+        Image.fromarray(_draw(rows)).save(beside, optimize=True, quality=92)
     drawn = f"the first {len(rows)} of {len(manifest.classes)}" if len(rows) < len(manifest.classes) else "all"
     lines = [
         f"preview of {drawn} classes, as freeze=partial and full would see them in epochs 1 to {VERSIONS}: {picture}"
@@ -77,35 +81,43 @@ def _rows(config: CheckConfig, manifest: Manifest) -> list[Row]:
     ]
 
 
-def _draw(rows: list[Row]) -> Image.Image:
+def _draw(rows: list[Row]) -> Pixels:
     """Lay the rows out under their headings; the original keeps its shape within its cell."""
-    font, small = ImageFont.load_default(size=18), ImageFont.load_default(size=15)
-    labels = [_shortened(row.label, font) for row in rows]
-    originals_px = 2 * MARGIN_PX + round(max(font.getlength(label) for label in labels))
+    labels = [_shortened(row.label) for row in rows]
+    originals_px = 2 * MARGIN_PX + max(_width(label) for label in labels)
     versions_px = originals_px + CELL_PX + MARGIN_PX
     width = versions_px + VERSIONS * (CELL_PX + GAP_PX) - GAP_PX + MARGIN_PX
     height = MARGIN_PX + HEADING_PX + len(rows) * (CELL_PX + GAP_PX) - GAP_PX + MARGIN_PX
-    sheet = Image.new("RGB", (width, height), PAPER)
-    pen = ImageDraw.Draw(sheet)
-    for left, heading in ((originals_px, "photo"), (versions_px, f"what is trained on in epochs 1 to {VERSIONS}")):
-        pen.text((left, MARGIN_PX), heading, font=small, fill=PALE)
+    sheet = np.full((height, width, 3), PAPER, dtype=np.uint8)
+    _write(sheet, "photo", (originals_px, MARGIN_PX + HEADING_PX // 2), PALE)
+    _write(sheet, f"what is trained on in epochs 1 to {VERSIONS}", (versions_px, MARGIN_PX + HEADING_PX // 2), PALE)
     for number, (row, label) in enumerate(zip(rows, labels, strict=True)):
         top = MARGIN_PX + HEADING_PX + number * (CELL_PX + GAP_PX)
-        pen.text((MARGIN_PX, top + CELL_PX // 2), label, font=font, fill=INK, anchor="lm")
-        sheet.paste(_whole(row.original), (originals_px, top))
+        _write(sheet, label, (MARGIN_PX, top + CELL_PX // 2 + FONT_PX // 3), INK)
+        _paste(sheet, ImageOps.pad(row.original, CELL, Image.Resampling.LANCZOS, color=MOUNT), (originals_px, top))
         for column, version in enumerate(row.versions):
-            cell = version.resize((CELL_PX, CELL_PX), Image.Resampling.LANCZOS)
-            sheet.paste(cell, (versions_px + column * (CELL_PX + GAP_PX), top))
+            cell = version.resize(CELL, Image.Resampling.LANCZOS)
+            _paste(sheet, cell, (versions_px + column * (CELL_PX + GAP_PX), top))
     return sheet
 
 
-def _whole(photo: Image.Image) -> Image.Image:
-    return ImageOps.pad(photo, (CELL_PX, CELL_PX), Image.Resampling.LANCZOS, color=MOUNT)
+def _paste(sheet: Pixels, cell: Image.Image, left_top: tuple[int, int]) -> None:
+    left, top = left_top
+    sheet[top : top + CELL_PX, left : left + CELL_PX] = np.asarray(cell)
 
 
-def _shortened(label: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
-    if font.getlength(label) <= MOST_LABEL_PX:
-        return label
-    while label and font.getlength(f"{label}...") > MOST_LABEL_PX:
-        label = label[:-1]
-    return f"{label}..."
+def _write(sheet: Pixels, text: str, left_baseline: tuple[int, int], colour: tuple[int, int, int]) -> None:
+    # OpenCV's own font has letters of all scripts, where Pillow's has those of English
+    cv2.putText(sheet, text, left_baseline, colour, cv2.FontFace("sans"), FONT_PX, FONT_WEIGHT)
+
+
+def _width(text: str) -> int:
+    left, _, width, _ = cv2.getTextSize((0, 0), text, (0, 0), cv2.FontFace("sans"), FONT_PX, FONT_WEIGHT)
+    return int(left + width)
+
+
+def _shortened(label: str) -> str:
+    kept = label
+    while _width(kept if kept == label else f"{kept}...") > MOST_LABEL_PX:
+        kept = kept[:-1]
+    return kept if kept == label else f"{kept}..."

@@ -57,7 +57,7 @@ def test_a_wide_photo_keeps_its_shape_beside_its_squares(tmp_path: Path) -> None
     for number in range(4):
         paint(root / "red" / f"{number}.jpg", "red", number, size=(400, 100))
     original = cell(sheet(root, "augment=none"), CLASSES.index("red"), 0)
-    mount = (original == np.array([int(MOUNT[k : k + 2], 16) for k in (1, 3, 5)])).all(axis=2)
+    mount = (original == MOUNT).all(axis=2)
     assert mount[: CELL_PX * 3 // 8 - 1].all()
     assert mount[CELL_PX * 5 // 8 + 1 :].all()
     assert not mount[CELL_PX * 3 // 8 + 1 : CELL_PX * 5 // 8 - 1].any()
@@ -77,6 +77,17 @@ def test_a_long_class_name_does_not_push_the_photos_out(tmp_path: Path) -> None:
     short = sheet(root, "augment=none").shape[1]
     (root / "red").rename(root / ("a name without an end" * 10))
     assert short < sheet(root, "augment=none").shape[1] < short + 200
+
+
+def test_class_names_of_any_script_can_be_told_apart(tmp_path: Path) -> None:
+    names = ["ö", "ü", "кот", "пес", "犬", "猫"]
+    for number, name in enumerate(names):
+        for index in range(3):
+            paint(tmp_path / "photos" / name / f"{index}.png", "red", 10 * number + index, size=(8, 8))
+    drawn = sheet(tmp_path / "photos", "augment=none")
+    margins = [drawn[MARGIN_PX + HEADING_PX + row * (CELL_PX + GAP_PX) :][:CELL_PX, :60] for row in range(len(names))]
+    assert all(margin.min() < 100 for margin in margins)
+    assert len({margin.tobytes() for margin in margins}) == len(names)
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "b.JPEG", "folder/that/is/new/c.png"])
