@@ -41,7 +41,8 @@ class FsspecStore:
         system, root = open_url(self.address, self.url)
         try:
             found = system.find(root, withdirs=True, detail=True)
-            if not found and not system.exists(root):
+            # an empty archive has no root to ask for
+            if not found and root and not system.exists(root):
                 raise AddressError(f"{self.address}: no such folder{_nearest_in(system, root)}")
         except AddressError:
             raise

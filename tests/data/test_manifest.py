@@ -61,12 +61,6 @@ def test_every_photo_has_its_path_label_and_digest(photos: Path) -> None:
         assert photo.problem == ""
 
 
-def test_photos_are_listed_in_path_order(photos: Path) -> None:
-    paths = [photo.path for photo in read(photos).photos]
-    assert paths == sorted(paths)
-    assert len(paths) == 24
-
-
 def test_train_and_test_folders_give_val_out_of_train(tmp_path: Path) -> None:
     paint_folder(tmp_path / "train", 8)
     paint_folder(tmp_path / "test", 3)
@@ -92,59 +86,11 @@ def test_a_validation_folder_is_used_as_it_is(name: str, tmp_path: Path) -> None
     assert all(photo.path.startswith(f"{name}/") for photo in manifest.of("val"))
 
 
-def test_train_beside_another_class_folder_is_a_class(tmp_path: Path) -> None:
-    for label in ("plane", "train"):
-        for number in range(2):
-            paint(tmp_path / label / f"{number}.jpg", "red", 10 * len(label) + number if label == "train" else number)
-    assert read(tmp_path).classes == ("plane", "train")
-
-
-def test_photos_in_folders_below_a_class_folder_are_its_photos(photos: Path) -> None:
-    paint(photos / "red" / "2024" / "may" / "0.jpg", "red", 99)
-    (found,) = (photo for photo in read(photos).photos if "2024" in photo.path)
-    assert (found.path, found.label) == ("red/2024/may/0.jpg", "red")
-
-
-def test_hidden_files_and_folders_are_passed_over(photos: Path) -> None:
-    before = read(photos).photos
-    shutil.copytree(photos / "red", photos / ".cache")
-    shutil.copytree(photos / "red", photos / "red" / ".thumbnails")
-    for name in (".DS_Store", "._0.jpg", "Thumbs.db"):
-        (photos / "red" / name).write_bytes(b"x")
-    (photos / "notes.txt").write_text("a file beside the class folders")
-    assert read(photos).photos == before
-
-
-def test_hidden_folders_do_not_hide_the_split_folders(tmp_path: Path) -> None:
-    paint_folder(tmp_path / "train", 4)
-    paint_folder(tmp_path / "train" / ".cache", 4)
-    (tmp_path / ".git").mkdir()
-    manifest = read(tmp_path)
-    assert (len(manifest.photos), counts(manifest)["test"]) == (12, 0)
-
-
 @pytest.mark.parametrize("name", ["train", "my photos", "Bögen", "50%", ".hidden", "a.b"])
 def test_the_name_of_the_root_does_not_matter(name: str, photos: Path) -> None:
     before = read(photos)
     root = photos.rename(photos.parent / name)
     assert read(root) == replace(before, store=FolderStore(str(root)))
-
-
-def test_a_relative_root_gives_the_same_photos(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(photos)
-    assert read(Path()).photos == read(photos).photos
-
-
-def test_a_class_folder_that_is_a_link_is_followed(photos: Path) -> None:
-    moved = (photos / "red").rename(photos.parent / "elsewhere")
-    (photos / "red").symlink_to(moved)
-    assert sum(counts(read(photos)).values()) == 24
-
-
-def test_a_link_to_nowhere_is_skipped(photos: Path) -> None:
-    (photos / "red" / "gone.jpg").symlink_to("nowhere.jpg")
-    (skipped,) = read(photos).skipped
-    assert (skipped.path, skipped.problem) == ("red/gone.jpg", "link to nothing")
 
 
 def test_every_photo_of_a_labelled_folder_is_tested(tmp_path: Path) -> None:
@@ -430,28 +376,6 @@ def test_with_a_val_folder_one_photo_to_train_on_is_enough(tmp_path: Path) -> No
     assert counts(read(tmp_path)) == {"train": 3, "val": 3, "test": 0}
 
 
-def test_split_folders_without_train_are_no_classes(tmp_path: Path) -> None:
-    paint_folder(tmp_path / "val", 2)
-    paint_folder(tmp_path / "test", 2)
-    with pytest.raises(FinetuneError, match=r"has test and val but no train; name the folder of training photos train"):
-        read(tmp_path)
-
-
-def test_split_folders_beside_others_are_ambiguous(tmp_path: Path) -> None:
-    for split in ("train", "val", "extra"):
-        paint_folder(tmp_path / split, 2)
-    with pytest.raises(FinetuneError, match=r"has split folders \(train, val\) and others beside them \(extra\): move"):
-        read(tmp_path)
-
-
-def test_a_class_may_be_called_like_a_split(tmp_path: Path) -> None:
-    paint(tmp_path / "train" / "0.png", "red", 0)
-    paint(tmp_path / "train" / "1.png", "red", 1)
-    paint(tmp_path / "bus" / "0.png", "blue", 2)
-    paint(tmp_path / "bus" / "1.png", "blue", 3)
-    assert read(tmp_path).classes == ("bus", "train")
-
-
 def test_copies_count_once(tmp_path: Path) -> None:
     for label in ("red", "blue"):
         paint(tmp_path / label / "0.png", label, 0)
@@ -459,22 +383,3 @@ def test_copies_count_once(tmp_path: Path) -> None:
             shutil.copy(tmp_path / label / "0.png", tmp_path / label / f"{number}.png")
     with pytest.raises(FinetuneError, match=r"class 'blue' in .* has 1 usable photo; it needs at least 2"):
         read(tmp_path)
-
-
-def test_a_pipe_is_skipped_and_not_waited_for(photos: Path) -> None:
-    os.mkfifo(photos / "red" / "pipe.jpg")
-    (skipped,) = read(photos).skipped
-    assert (skipped.path, skipped.problem) == ("red/pipe.jpg", "not a regular file")
-
-
-def test_a_class_name_with_a_line_break_is_refused(photos: Path) -> None:
-    (photos / "red").rename(photos / "re\nd")
-    with pytest.raises(FinetuneError, match=r"has a name that cannot be written in a line of UTF-8; rename it"):
-        read(photos)
-
-
-def test_split_folders_may_be_in_capitals(tmp_path: Path) -> None:
-    paint_folder(tmp_path / "Train", 3)
-    paint_folder(tmp_path / "TEST", 1)
-    manifest = read(tmp_path)
-    assert (counts(manifest)["test"], len(manifest.of("train", "val"))) == (3, 9)
