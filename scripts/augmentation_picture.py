@@ -5,13 +5,12 @@ python scripts/augmentation_picture.py OUTPUT.png [AUGMENT]
 
 from __future__ import annotations
 
-import shutil
 import sys
 import tempfile
 from pathlib import Path
 
 import skimage.data
-from PIL import Image
+from PIL import Image, ImageOps
 
 from finetune.cli import run
 
@@ -27,7 +26,9 @@ def draw(output: Path, augment: str = "strong") -> None:
             for label, name in PHOTOS.items():
                 place = Path(folder, "photos", split, label)
                 place.mkdir(parents=True)
-                shutil.copy(Path(skimage.data.__file__).parent / name, place)
+                photo = Image.open(Path(skimage.data.__file__).parent / name)
+                # a copy of a training photo may not validate; its mirror image is another photo
+                (photo if split == "train" else ImageOps.mirror(photo)).save(place / Path(name).with_suffix(".png"))
         sheet = Path(folder, "sheet.png")
         words = ["check", f"data.root={folder}/photos", f"augment={augment}", f"augment.preview={sheet}"]
         if run(words) != 0:

@@ -45,7 +45,7 @@ def test_the_sheet_shows_what_training_gets_to_see_in_its_first_epochs(choice: s
     first = [next(n for n, photo in enumerate(train) if photo.label == label) for label in CLASSES]
     for epoch in range(VERSIONS):
         loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
-        seen = dict(zip((number for _, number in loader.sampler), loader, strict=True))  # type: ignore[union-attr]
+        seen = dict(zip((number for _, number, _ in loader.sampler), loader, strict=True))  # type: ignore[union-attr]
         for row, number in enumerate(first):
             pixels, target = seen[number]
             assert manifest.classes[int(target)] == CLASSES[row]

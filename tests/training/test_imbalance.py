@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import signal
 import sys
@@ -18,8 +19,8 @@ from finetune.training.loss import class_weights
 from tests.conftest import TINY, paint, run_finetune
 from tests.training.test_train import kill_when
 
-# of these photos, a fifth tests and a fifth validates
-COUNTS = {"blue": 24, "green": 10, "red": 4}
+# in train, val and test
+COUNTS = {"blue": (14, 5, 5), "green": (6, 2, 2), "red": (2, 1, 1)}
 TIMES = "times the training photos of the smallest"
 RATIO = f"the largest class, 'blue', has 7.0 {TIMES}, 'red': 14 to 2"
 STOOD_IN = "; a head is fitted to all photos at once, so class weights stand in for what is drawn on average"
@@ -33,10 +34,15 @@ METHODS: dict[Method, str] = {
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("imbalanced") / "photos"
-    for number, (label, count) in enumerate(COUNTS.items()):
-        for index in range(count):
-            paint(root / label / f"{index}.jpg", label, seed=1000 * number + index)
+    return paint_splits(tmp_path_factory.mktemp("imbalanced") / "photos", COUNTS)
+
+
+def paint_splits(root: Path, counts: dict[str, tuple[int, int, int]]) -> Path:
+    seeds = itertools.count()
+    for label, of_splits in counts.items():
+        for split, count in zip(("train", "val", "test"), of_splits, strict=True):
+            for index in range(count):
+                paint(root / split / label / f"{index}.jpg", label, next(seeds))
     return root
 
 
@@ -141,10 +147,8 @@ def test_every_method_trains_says_so_and_comes_to_weights_of_its_own(
 
 
 def test_auto_weighs_classes_where_they_are_ten_to_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for label, count in (("blue", 34), ("red", 4)):
-        for index in range(count):
-            paint(tmp_path / "photos" / label / f"{index}.jpg", label, seed=index)
-    words = ["train", f"data.root={tmp_path / 'photos'}", *TINY]
+    root = paint_splits(tmp_path / "photos", {"blue": (20, 7, 7), "red": (2, 1, 1)})
+    words = ["train", f"data.root={root}", *TINY]
     for name, method in (("auto", ()), ("weighted", ("imbalance=class_weights",))):
         assert run([*words, f"output={tmp_path / name}", *method]) == 0
     reason = f"auto: the largest class, 'blue', has 10.0 {TIMES}, 'red': 20 to 2"
