@@ -7,16 +7,14 @@ import multiprocessing
 import os
 import signal
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-# Items that travel to another process together.
-CHUNK = 64
 CGROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
@@ -32,45 +30,33 @@ def usable_cores() -> int:
 
 def ordered_map(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
     """Yield `function(item)` in order, computed ahead on a thread a core; memory holds a few results at a time."""
-    threads = usable_cores()
-    ahead: deque[Future[Result]] = deque()
-    with ThreadPoolExecutor(threads) as pool:
-        try:
-            for item in items:
-                ahead.append(pool.submit(function, item))
-                if len(ahead) > 4 * threads:
-                    yield ahead.popleft().result()
-            while ahead:
-                yield ahead.popleft().result()
-        finally:
-            for future in ahead:
-                future.cancel()
+    with ThreadPoolExecutor(usable_cores()) as pool:
+        yield from _ahead(pool, function, items)
 
 
-def process_map(function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
+def process_map(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
     """Yield `function(item)` in order, computed ahead in a process a core; for work that holds Python's lock.
 
     function and items are pickled. The processes are started afresh, so they share no handle or thread with this one.
     """
-    chunks = [items[start : start + CHUNK] for start in range(0, len(items), CHUNK)]
-    ahead: deque[Future[list[Result]]] = deque()
-    workers = usable_cores()
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_leave_ctrl_c_to_the_parent) as pool:
-        try:
-            for chunk in chunks:
-                ahead.append(pool.submit(_each, function, chunk))
-                if len(ahead) > 4 * workers:
-                    yield from ahead.popleft().result()
-            while ahead:
-                yield from ahead.popleft().result()
-        finally:
-            for future in ahead:
-                future.cancel()
+    with ProcessPoolExecutor(usable_cores(), mp_context=context, initializer=_leave_ctrl_c_to_the_parent) as pool:
+        yield from _ahead(pool, function, items)
 
 
-def _each(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
-    return [function(item) for item in items]
+def _ahead(pool: Executor, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    ahead: deque[Future[Result]] = deque()
+    most = 4 * usable_cores()
+    try:
+        for item in items:
+            ahead.append(pool.submit(function, item))
+            if len(ahead) > most:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+    finally:
+        for future in ahead:
+            future.cancel()
 
 
 def _leave_ctrl_c_to_the_parent() -> None:

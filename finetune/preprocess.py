@@ -124,9 +124,17 @@ def to_upright_rgb(image: Image.Image, wanted_px: int | None = None, alpha_over:
     wanted_px: the shorter side needed; a larger JPEG may be decoded at a fraction of its size, never below twice this.
     """
     if wanted_px is not None:
-        _draft(image, wanted_px)
+        _draft(image, wanted_px, "RGB")
     image.load()
-    return _to_rgb(ImageOps.exif_transpose(image), alpha_over)
+    # in place, as it would copy an image that is upright already
+    ImageOps.exif_transpose(image, in_place=True)
+    return _to_rgb(image, alpha_over)
+
+
+def to_upright_grey(image: Image.Image, wanted_px: int) -> Image.Image:
+    """Return what `to_upright_rgb` would, in levels of grey; the colours of a JPEG are not even decoded."""
+    _draft(image, wanted_px, "L")
+    return to_upright_rgb(image).convert("L")
 
 
 def is_deep(image: Image.Image) -> bool:
@@ -147,12 +155,10 @@ def _require_size(image: Image.Image) -> None:
         raise ImageError(message, kind="too_many_pixels")
 
 
-def _draft(image: Image.Image, wanted_px: int) -> None:
+def _draft(image: Image.Image, wanted_px: int, mode: Literal["RGB", "L"]) -> None:
     """Let the JPEG decoder skip detail that the resize would throw away; no other format is changed."""
-    shorter = min(image.size)
-    if shorter > DRAFT_GAP * wanted_px:
-        scale = DRAFT_GAP * wanted_px / shorter
-        image.draft("RGB", (max(1, round(image.width * scale)), max(1, round(image.height * scale))))
+    scale = min(1.0, DRAFT_GAP * wanted_px / min(image.size))
+    image.draft(mode, (max(1, round(image.width * scale)), max(1, round(image.height * scale))))
 
 
 def _to_rgb(image: Image.Image, alpha_over: AlphaOver) -> Image.Image:

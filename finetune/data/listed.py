@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from finetune.data.splits import Split
 from finetune.errors import FinetuneError, nearest
@@ -18,8 +18,7 @@ SPLIT_NAMES: dict[str, Split] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Listed:
+class Listed(NamedTuple):
     """One file, not yet opened.
 
     path: in its store; split and group: empty where nothing names them; problem: why it cannot be opened, if known.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from PIL import Image
 
@@ -108,11 +108,11 @@ def _with_text(photo: Listed) -> Listed:
     """Make a path printable; a file whose name is no text cannot be named in a manifest."""
     if is_text(photo.path):
         return photo
-    return replace(photo, path=readable(photo.path), problem="its name is not UTF-8; rename it")
+    return photo._replace(path=readable(photo.path), problem="its name is not UTF-8; rename it")
 
 
 def _with_groups(photos: Iterable[Listed], pattern: re.Pattern[str]) -> Iterable[Listed]:
     """Name the group of each photo that has none: what the pattern's first group finds, or the whole pattern."""
     for photo in photos:
         match = None if photo.group else pattern.search(photo.path)
-        yield replace(photo, group=match[pattern.groups and 1] or "") if match else photo
+        yield photo._replace(group=match[pattern.groups and 1] or "") if match else photo

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterable
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 from finetune.data.splits import Split
 from finetune.files import digest, replacing
 from finetune.stores import Store, StoredFile
 
 
-@dataclass(frozen=True, slots=True)
-class Photo:
+class Photo(NamedTuple):
     """One file. path: in its store, with forward slashes; problem: why it is skipped, empty if it is used.
 
     group: what photos share that must not stand in two splits; empty if nothing.
@@ -64,8 +64,8 @@ class Manifest:
     def save(self, path: Path) -> None:
         with replacing(path) as beside, beside.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
-            writer.writerow([field.name for field in fields(Photo)])
-            writer.writerows(astuple(photo) for photo in self.photos)
+            writer.writerow(Photo._fields)
+            writer.writerows(self.photos)
 
     @classmethod
     def load(cls, path: Path, store: Store) -> Manifest:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 
 from finetune.data.duplicates import Together, alike, near_pairs
@@ -83,14 +83,14 @@ def _judge_copies(photos: list[Photo], found: dict[str, list[Case]]) -> None:
             found["label_conflict"].append(Case(paths, " or ".join(labels)))
             for number, photo in zip(numbers, same, strict=True):
                 other = next(twin for twin in same if twin.label != photo.label)
-                photos[number] = replace(photo, problem=f"the same photo as {other.path}, of another class")
+                photos[number] = photo._replace(problem=f"the same photo as {other.path}, of another class")
         elif len(splits) > 1:
             stays = next((split for split in PRECEDENCE if split in splits), "")
             keeper = next(photo for photo in same if photo.split == stays)
             found["split_leak"].append(Case(paths, f"stays in {stays}"))
             for number, photo in zip(numbers, same, strict=True):
                 if photo.split != stays:
-                    photos[number] = replace(photo, problem=f"the same photo as {keeper.path}, which is for {stays}")
+                    photos[number] = photo._replace(problem=f"the same photo as {keeper.path}, which is for {stays}")
         else:
             found["exact_duplicates"].append(Case(paths, f"{len(paths)} copies"))
 

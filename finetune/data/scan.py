@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import PIL
@@ -19,14 +20,16 @@ from finetune.errors import FinetuneError
 from finetune.files import digest, replacing
 from finetune.parallel import ordered_map, process_map
 from finetune.progress import track
-from finetune.stores import FolderStore, Store
+from finetune.stores import FolderStore, Store, StoredFile
 
 log = logging.getLogger(__name__)
 
 # Rises whenever `look` comes to see something else.
-LOOK_VERSION = "1"
+LOOK_VERSION = "2"
 # A pool of processes is twice as fast as threads, but takes a second to start.
 PROCESSES_FROM = 2000
+# Photos that travel to another process at once.
+TOGETHER = 64
 # A file changed within this time before it was looked at may change again without a new mtime.
 SETTLED_NS = 2_000_000_000
 
@@ -63,44 +66,41 @@ def scan(store: Store, photos: Sequence[Listed]) -> Iterator[Facts]:
     before = _load(kept)
     started_ns = time.time_ns()
     fresh: Seen = {}
-    new = [photo for photo in photos if not photo.problem and not _is_known(photo, before)]
+    known = [_of_before(photo, before) for photo in photos]
+    new = [photo for photo, facts in zip(photos, known, strict=True) if facts is None]
     looks = iter(track(_looks(store, new), "looking at photos", total=len(new)))
     try:
-        for photo in photos:
-            if photo.problem:
-                yield Facts(problem=photo.problem, kind="unreadable")
-                continue
-            if not _is_known(photo, before):
-                facts = next(looks)
-                if facts.sha256 and photo.mtime_ns < started_ns - SETTLED_NS:
-                    fresh[photo.path] = (photo.size, photo.mtime_ns, facts)
+        for photo, facts in zip(photos, known, strict=True):
+            if facts is not None:
                 yield facts
                 continue
-            yield before[photo.path][2]
+            seen = next(looks)
+            if seen.sha256 and photo.mtime_ns < started_ns - SETTLED_NS:
+                fresh[photo.path] = (photo.size, photo.mtime_ns, seen)
+            yield seen
     finally:
         if fresh:
             _save(kept, {**before, **fresh})
 
 
-def look_at(store: Store, path: str) -> Facts:
-    """Read one file and look at it; the facts of a file that cannot be read have no sha256."""
-    try:
-        raw = store.read(path)
-    except OSError as error:
-        return Facts(problem=f"cannot be read: {error.strerror or error}", kind="unreadable")
-    return look(raw)
+def look_at(store: Store, paths: Sequence[str]) -> list[Facts]:
+    return look(StoredFile(store, path) for path in paths)
 
 
 def _looks(store: Store, photos: Sequence[Listed]) -> Iterator[Facts]:
     paths = [photo.path for photo in photos]
     # other stores wait for a network or hold handles that another process cannot share
     apart = isinstance(store, FolderStore) and len(paths) >= PROCESSES_FROM
-    return process_map(partial(look_at, store), paths) if apart else ordered_map(partial(look_at, store), paths)
+    spread, together = (process_map, TOGETHER) if apart else (ordered_map, 1)
+    chunks = [paths[start : start + together] for start in range(0, len(paths), together)]
+    return chain.from_iterable(spread(partial(look_at, store), chunks))
 
 
-def _is_known(photo: Listed, seen: Seen) -> bool:
-    there = seen.get(photo.path)
-    return there is not None and photo.mtime_ns > 0 and there[:2] == (photo.size, photo.mtime_ns)
+def _of_before(photo: Listed, before: Seen) -> Facts | None:
+    if photo.problem:
+        return Facts(problem=photo.problem, kind="unreadable")
+    size, mtime_ns, facts = before.get(photo.path, (0, 0, None))
+    return facts if photo.mtime_ns > 0 and (size, mtime_ns) == (photo.size, photo.mtime_ns) else None
 
 
 def _kept_at(store: Store) -> Path:

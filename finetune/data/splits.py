@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from finetune.files import digest
 
@@ -28,8 +28,7 @@ class Shares:
     fold: tuple[int, int] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Member:
+class Member(NamedTuple):
     """One photo. together: a name that photos of one split share; split: where it stands already, if it does."""
 
     label: str

@@ -44,7 +44,7 @@ class FolderStore:
             leading_out: list[tuple[str, str]] = []
             for entry in entries:
                 path = f"{place.path}/{entry.name}" if place.path else entry.name
-                inner = _Place(path, f"{place.real}/{entry.name}", place.origins)
+                inner = None
                 if entry.is_symlink():
                     inner = _Place(path, os.path.realpath(entry.path), (*place.origins, place.real))
                     if refused := _refusal(entry, inner):
@@ -54,7 +54,7 @@ class FolderStore:
                         leading_out.append((readable(path), readable(inner.real)))
                 if entry.is_dir():
                     yield Folder(path)
-                    pending.append(inner)
+                    pending.append(inner or _Place(path, f"{place.real}/{entry.name}", place.origins))
                 else:
                     yield _file(entry, path)
             yield from _notes_of_links(leading_out)

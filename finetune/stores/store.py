@@ -9,8 +9,7 @@ from typing import NamedTuple, Protocol
 LITTER = ("Thumbs.db", "__MACOSX")
 
 
-@dataclass(frozen=True, slots=True)
-class File:
+class File(NamedTuple):
     """path: relative, with forward slashes; size in bytes; mtime_ns: 0 where the place keeps none.
 
     problem: why it cannot be opened, as far as that shows without opening it.
@@ -22,15 +21,13 @@ class File:
     problem: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Folder:
+class Folder(NamedTuple):
     """A folder, be it empty."""
 
     path: str
 
 
-@dataclass(frozen=True, slots=True)
-class Note:
+class Note(NamedTuple):
     """Something about the place rather than about one photo.
 
     kind: link_loop, link_outside, unreadable_folder or, of a listing, outside_classes; message: follows the path.

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +33,7 @@ def manifest(photos: Path) -> Manifest:
     """12 photos to train on, 6 to validate and 6 to test with."""
     everything = manifest_of(photos)
     places = ("train",) * 4 + ("val",) * 2 + ("test",) * 2
-    placed = [replace(photo, split=places[number % 8]) for number, photo in enumerate(everything.photos)]
+    placed = [photo._replace(split=places[number % 8]) for number, photo in enumerate(everything.photos)]
     return Manifest(everything.store, tuple(placed))
 
 
