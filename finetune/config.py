@@ -77,6 +77,9 @@ class DataConfig(SourceConfig):
     batch_size: Annotated[int, Field(ge=2)] = Field(
         description="photos per training step, at least two, as batch norm needs"
     )
+    cache: Literal["none", "ram", "disk"] = Field(
+        description="where decoded photos are kept, for partial and full: in memory, or in the run folder until it ends"
+    )
     num_workers: Literal["auto"] | Annotated[int, Field(ge=0)] = Field(
         description="processes that load training photos; auto: the cores, at most 8"
     )

@@ -83,6 +83,11 @@ class Run:
         return self.path / "features"
 
     @property
+    def pixels(self) -> Path:
+        """Decoded photos, for as long as training goes on."""
+        return self.path / "pixels"
+
+    @property
     def weights(self) -> Path:
         return self.path / "weights.safetensors"
 

@@ -87,7 +87,7 @@ def read_labelled(root: str, class_from: ClassFrom) -> Manifest:
     """Look at a labelled source all of whose photos are to be evaluated: every split becomes test."""
     listing = list_source(root, class_from, None)
     photos = [
-        Photo(photo.path, photo.label, "test", seen.sha256, seen.problem, photo.group)
+        Photo(photo.path, photo.label, "test", seen.sha256, seen.problem, photo.group, seen.width, seen.height)
         for photo, seen in zip(listing.photos, scan(listing.store, listing.photos), strict=True)
     ]
     if all(photo.problem for photo in photos):
@@ -100,7 +100,8 @@ def _look(listing: Listing, config: SourceConfig) -> tuple[list[Photo], list[Fac
     for listed, seen in zip(listing.photos, scan(listing.store, listing.photos), strict=True):
         if seen.problem and config.on_problem == "error":
             raise FinetuneError(f"{listed.path} in {config.root}: {seen.problem} (data.on_problem=error stops here)")
-        photos.append(Photo(listed.path, listed.label, listed.split, seen.sha256, seen.problem, listed.group))
+        known = (listed.path, listed.label, listed.split, seen.sha256, seen.problem, listed.group)
+        photos.append(Photo(*known, seen.width, seen.height))
         facts.append(seen)
     return photos, facts
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from finetune.config import AugmentConfig
 from finetune.data.pca import ColourPCA
+from finetune.data.pixels import Bounded, Stage
 from finetune.data.transforms import ColourAdd, LocalWarp, PCAColourShift, TrivialAugment
 from finetune.preprocess import Pixels, Preprocessing
 
@@ -27,24 +28,25 @@ ERASED_RATIO = (0.3, 3.3)
 class Augmentation:
     """From a training photo to the distorted square the model sees; the same seed gives the same pixels.
 
-    input: how `load_pixels` is to bring the photo to it; None: it takes decoded photos of any size.
+    stage: what photos are to be brought to before.
     """
 
-    input: Preprocessing | None
+    stage: Stage
 
     def __init__(self, config: AugmentConfig, preprocessing: Preprocessing, components: ColourPCA | None) -> None:
         """preprocessing: that of validation; components: needed where config.pca_sigma is above 0."""
-        self.input = preprocessing
+        self.stage = preprocessing
         if config.crop_area is not None:
-            self.input = None
+            # from here on crops of a quarter of the area are shrunk, never enlarged
+            self.stage = Bounded(2 * preprocessing.image_size, preprocessing.alpha_over)
         elif config.random_crop is not None:
             side_px = round(preprocessing.image_size / config.random_crop)
-            self.input = preprocessing.model_copy(update={"image_size": side_px})
+            self.stage = preprocessing.model_copy(update={"image_size": side_px})
         size = preprocessing.image_size
         self.pipeline = A.Compose([*_crops(config, size), *_shapes(config), *_colours(config, components)])
 
     def __call__(self, pixels: Pixels, seed: int) -> Pixels:
-        """Distort (H, W, 3) uint8 RGB, of any size or as `input` says, to (image_size, image_size, 3)."""
+        """Distort (H, W, 3) uint8 RGB, at its stage, to (image_size, image_size, 3)."""
         # not set_random_seed, which gives every step the same draws: both mirrors would always go together
         self.pipeline.set_random_state(np.random.default_rng(seed), random.Random(seed))
         distorted: Pixels = self.pipeline(image=pixels)["image"]

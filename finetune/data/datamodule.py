@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pytorch_lightning as pl
@@ -14,52 +14,42 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from finetune.data.augmentation import Augmentation
 from finetune.data.manifest import Manifest
 from finetune.data.sampling import BalancedShuffle, EpochShuffle, Place, Sampling
+from finetune.data.splits import Split
 from finetune.parallel import usable_cores
-from finetune.preprocess import Preprocessing, Readable, decode, load_pixels
+from finetune.preprocess import Pixels
 
 MOST_WORKERS = 8
 
 
 class PlainPhotos(Dataset[tuple[Tensor, int]]):
-    """Photos as the server will see them: (H, W, 3) uint8 and the class number."""
+    """Photos as they are: (H, W, 3) uint8 and the class number."""
 
-    def __init__(self, files: Sequence[Readable], targets: Sequence[int], preprocessing: Preprocessing) -> None:
-        self.files, self.targets, self.preprocessing = files, targets, preprocessing
+    def __init__(self, photos: Sequence[Pixels], targets: Sequence[int]) -> None:
+        self.photos, self.targets = photos, targets
 
     def __len__(self) -> int:
-        return len(self.files)
+        return len(self.photos)
 
     def __getitem__(self, number: int) -> tuple[Tensor, int]:
-        return _tensor(load_pixels(self.files[number], self.preprocessing)), self.targets[number]
+        return _tensor(self.photos[number]), self.targets[number]
 
 
 class DistortedPhotos(Dataset[tuple[Tensor, int]]):
     """Training photos, distorted anew in every epoch."""
 
-    def __init__(
-        self,
-        files: Sequence[Readable],
-        targets: Sequence[int],
-        augmentation: Augmentation,
-        preprocessing: Preprocessing,
-        seed: int,
-    ) -> None:
-        self.files, self.targets = files, targets
-        self.augmentation, self.preprocessing, self.seed = augmentation, preprocessing, seed
+    def __init__(self, photos: Sequence[Pixels], targets: Sequence[int], augmentation: Augmentation, seed: int) -> None:
+        """photos: at the stage of the augmentation."""
+        self.photos, self.targets = photos, targets
+        self.augmentation, self.seed = augmentation, seed
 
     def __len__(self) -> int:
-        return len(self.files)
+        return len(self.photos)
 
     def __getitem__(self, place: Place) -> tuple[Tensor, int]:
         """Every part of the place seeds the distortion: it depends on no worker, and a photo drawn twice gets two."""
         _, number, _ = place
-        file = self.files[number]
-        if self.augmentation.input is None:
-            pixels = np.asarray(decode(file, None, self.preprocessing.image_size, self.preprocessing.alpha_over))
-        else:
-            pixels = load_pixels(file, self.augmentation.input)
         seed = int(np.random.SeedSequence((self.seed, *place)).generate_state(1)[0])
-        return _tensor(self.augmentation(pixels, seed)), self.targets[number]
+        return _tensor(self.augmentation(self.photos[number], seed)), self.targets[number]
 
 
 class PhotoData(pl.LightningDataModule):
@@ -68,24 +58,23 @@ class PhotoData(pl.LightningDataModule):
     def __init__(
         self,
         manifest: Manifest,
-        preprocessing: Preprocessing,
+        pixels: Mapping[Split, Sequence[Pixels]],
         augmentation: Augmentation,
         batch_size: int,
         num_workers: int | str,
         seed: int,
         sampling: Sampling = "shuffled",
     ) -> None:
+        """pixels: the photos of train at the stage of the augmentation, those of val as the server will see them."""
         super().__init__()
-        self.manifest, self.preprocessing, self.augmentation = manifest, preprocessing, augmentation
+        self.manifest, self.pixels, self.augmentation = manifest, pixels, augmentation
         self.batch_size, self.seed, self.sampling = batch_size, seed, sampling
         self.num_workers = min(usable_cores(), MOST_WORKERS) if isinstance(num_workers, str) else num_workers
 
     def train_dataloader(self) -> DataLoader[tuple[Tensor, int]]:
         photos = self.manifest.of("train")
         targets = self.manifest.targets(photos)
-        dataset = DistortedPhotos(
-            self.manifest.files(photos), targets, self.augmentation, self.preprocessing, self.seed
-        )
+        dataset = DistortedPhotos(self.pixels["train"], targets, self.augmentation, self.seed)
         balanced = self.sampling == "balanced"
         sampler = BalancedShuffle(targets, self.seed) if balanced else EpochShuffle(len(photos), self.seed)
         # A last batch of one photo would give batch norm no variance to work with.
@@ -94,7 +83,7 @@ class PhotoData(pl.LightningDataModule):
 
     def val_dataloader(self) -> DataLoader[tuple[Tensor, int]]:
         photos = self.manifest.of("val")
-        return self._loader(PlainPhotos(self.manifest.files(photos), self.manifest.targets(photos), self.preprocessing))
+        return self._loader(PlainPhotos(self.pixels["val"], self.manifest.targets(photos)))
 
     def _loader(
         self,

@@ -17,7 +17,7 @@ from finetune.stores import Store, StoredFile
 class Photo(NamedTuple):
     """One file. path: in its store, with forward slashes; problem: why it is skipped, empty if it is used.
 
-    group: what photos share that must not stand in two splits; empty if nothing.
+    group: what photos share that must not stand in two splits; empty if nothing. width, height: px as stored.
     """
 
     path: str
@@ -26,6 +26,8 @@ class Photo(NamedTuple):
     sha256: str
     problem: str
     group: str = ""
+    width: int = 0
+    height: int = 0
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,12 @@ class Manifest:
     @classmethod
     def load(cls, path: Path, store: Store) -> Manifest:
         with path.open(newline="", encoding="utf-8") as file:
-            return cls(store, tuple(Photo(**row) for row in csv.DictReader(file)))
+            return cls(store, tuple(_read_row(row) for row in csv.DictReader(file)))
+
+
+def _read_row(row: dict[str, str]) -> Photo:
+    photo = Photo(**row)  # type: ignore[arg-type]  # every cell is text
+    return photo._replace(width=int(photo.width), height=int(photo.height))
 
 
 def summarise_skipped(skipped: tuple[Photo, ...], at_most: int = 10) -> str:

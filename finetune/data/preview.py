@@ -14,6 +14,7 @@ from finetune.data.augmentation import Augmentation
 from finetune.data.datamodule import DistortedPhotos
 from finetune.data.manifest import Manifest
 from finetune.data.pca import colour_components
+from finetune.data.pixels import Decoded
 from finetune.files import replacing
 from finetune.preprocess import Pixels, Preprocessing, decode
 from finetune.progress import track
@@ -67,7 +68,8 @@ def _rows(config: CheckConfig, manifest: Manifest) -> list[Row]:
         tracked = track(files, "colours of the training photos", total=len(files))
         components = colour_components(config.augment, tracked)
     augmentation = Augmentation(config.augment, preprocessing, components)
-    distorted = DistortedPhotos(files, manifest.targets(photos), augmentation, preprocessing, config.seed)
+    pixels = Decoded(files, augmentation.stage)
+    distorted = DistortedPhotos(pixels, manifest.targets(photos), augmentation, config.seed)
     first: dict[str, int] = {}
     for number, photo in enumerate(photos):
         first.setdefault(photo.label, number)

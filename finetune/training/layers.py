@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import sys
 import warnings
 from collections.abc import Sequence
@@ -19,6 +20,8 @@ from finetune.data.augmentation import Augmentation
 from finetune.data.datamodule import PhotoData
 from finetune.data.manifest import Manifest, Photo
 from finetune.data.pca import ColourPCA, colour_components
+from finetune.data.pixels import Stage, take_pixels
+from finetune.data.splits import Split
 from finetune.errors import FinetuneError
 from finetune.evaluation.scoring import score_with_torch
 from finetune.files import write_text
@@ -54,9 +57,10 @@ def fit_layers(
     classifier, weights_from = _build(config, spec, manifest, size)
     trainable = trainable_names(classifier, depth, config.freeze.top_groups)
     augmentation = Augmentation(config.augment, preprocessing, _colour_pca(config.augment, manifest, run))
+    stages: dict[Split, Stage] = {"train": augmentation.stage, "val": preprocessing}
     data = PhotoData(
         manifest,
-        preprocessing,
+        take_pixels(config.data.cache, manifest, stages, run.pixels),
         augmentation,
         config.data.batch_size,
         config.data.num_workers,
@@ -73,6 +77,8 @@ def fit_layers(
     loss = handling.training_loss(manifest.targets(manifest.of("train")), len(manifest.classes))
     module = FineTuner(classifier, trainable, config.optimizer, config.schedule, loss, handling.judge, mixing)
     _fit(trainer, module, data, run)
+    if run.pixels.exists():
+        shutil.rmtree(run.pixels)
     _load_best(classifier, Path(best.best_model_path), trainable)
     classifier.to(device)
 

@@ -17,6 +17,7 @@ from PIL import Image
 from finetune.cli import conf_dir
 from finetune.data.augmentation import Augmentation
 from finetune.data.pca import ColourPCA
+from finetune.data.pixels import Bounded
 from finetune.preprocess import Pixels, Preprocessing
 from tests.conftest import augment_config
 
@@ -45,9 +46,9 @@ def distortion(choice: str = "none", size: int = SIZE, **changes: Any) -> Augmen
 
 def given_to(distort: Augmentation, original: Pixels) -> Pixels:
     """Bring a photo to what the distortion takes, as the data set does."""
-    if distort.input is None:
+    if isinstance(distort.stage, Bounded):
         return original
-    side = distort.input.image_size
+    side = distort.stage.image_size
     return np.asarray(Image.fromarray(original).resize((side, side)))
 
 
@@ -118,7 +119,7 @@ def test_no_augmentation_of_a_photo_of_the_right_size_is_the_photo() -> None:
 def test_what_decides_a_defect_is_never_cut_covered_or_warped() -> None:
     distort = distortion("defect")
     original = photo(SIZE, SIZE, low=100, high=156)
-    assert distort.input == Preprocessing(image_size=SIZE, fit="squash")
+    assert distort.stage == Preprocessing(image_size=SIZE, fit="squash")
     turned = [np.rot90(mirrored, quarter) for mirrored in (original, original[:, ::-1]) for quarter in range(4)]
     for seed in range(30):
         got = distort(original, seed).astype(float)
@@ -129,7 +130,7 @@ def test_what_decides_a_defect_is_never_cut_covered_or_warped() -> None:
 
 def test_alexnet_crops_mirrors_and_shifts_colours_as_published() -> None:
     distort = distortion("alexnet", size=224)
-    assert distort.input == Preprocessing(image_size=256, fit="squash")
+    assert distort.stage == Preprocessing(image_size=256, fit="squash")
     config = augment_config("alexnet")
     assert (config.horizontal_flip, config.pca_sigma) == (0.5, 0.1)
     assert config == augment_config("none", horizontal_flip=0.5, random_crop=0.875, pca_sigma=0.1)
@@ -166,7 +167,7 @@ def test_dihedral_gives_the_eight_symmetries_of_the_square_evenly() -> None:
 
 def test_a_resized_crop_shows_no_less_of_the_photo_than_its_area_allows() -> None:
     distort = distortion(size=100, crop_area=(0.25, 0.25), crop_ratio=(1, 1))
-    assert distort.input is None
+    assert distort.stage == Bounded(200, "white")
     lefts = set()
     for seed in range(20):
         columns = distort(ramp(200), seed)[..., 0]
@@ -188,7 +189,7 @@ def test_shrinking_a_crop_does_not_alias() -> None:
 
 def test_a_random_crop_is_a_window_anywhere_in_a_photo_of_larger_scale() -> None:
     distort = distortion(size=100, random_crop=0.5)
-    assert distort.input == Preprocessing(image_size=200, fit="squash")
+    assert distort.stage == Preprocessing(image_size=200, fit="squash")
     original = ramp(200)
     lefts, tops = set(), set()
     for seed in range(200):

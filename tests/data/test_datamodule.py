@@ -13,12 +13,15 @@ from finetune.data.augmentation import Augmentation
 from finetune.data.datamodule import MOST_WORKERS, PhotoData
 from finetune.data.manifest import Manifest
 from finetune.data.pca import ColourPCA
+from finetune.data.pixels import Cache, Stage, take_pixels
 from finetune.data.sampling import Sampling
+from finetune.data.splits import Split
 from finetune.parallel import usable_cores
 from finetune.preprocess import Preprocessing, load_pixels
 from tests.conftest import augment_config, manifest_of, paint
 
 SIZE = 32
+PREPROCESSING = Preprocessing(image_size=SIZE, fit="crop")
 COMPONENTS = ColourPCA(eigenvalues=(0.1, 0.02, 0.01), eigenvectors=((1, 0, 0), (0, 1, 0), (0, 0, 1)))
 
 # torch says so where two workers are more than the cores, or are forked beside threads; the pixels must not care
@@ -44,10 +47,12 @@ def data(
     seed: int = 0,
     augment: str = "standard",
     sampling: Sampling = "shuffled",
+    cache: Cache = "none",
 ) -> PhotoData:
-    preprocessing = Preprocessing(image_size=SIZE, fit="crop")
+    preprocessing = PREPROCESSING
     augmentation = Augmentation(augment_config(augment), preprocessing, COMPONENTS)
-    return PhotoData(manifest, preprocessing, augmentation, batch_size, num_workers, seed, sampling)
+    pixels = take_pixels(cache, manifest, {"train": augmentation.stage, "val": preprocessing}, Path("pixels"))
+    return PhotoData(manifest, pixels, augmentation, batch_size, num_workers, seed, sampling)
 
 
 def epochs(module: PhotoData, count: int) -> list[list[tuple[Tensor, Tensor]]]:
@@ -72,6 +77,15 @@ def test_the_same_seed_gives_the_same_batches_however_many_workers_there_are(aug
     torch.manual_seed(12345)  # the workers' own seeds have no part in it
     for one, other in zip(alone, epochs(data(manifest, num_workers=2, augment=augment), 3), strict=True):
         assert same(one, other)
+
+
+@pytest.mark.parametrize("cache", ["ram", "disk"])
+@pytest.mark.parametrize("augment", ["none", "standard", "random_crop"])
+def test_kept_photos_give_the_same_batches_as_decoded_ones(augment: str, cache: Cache, manifest: Manifest) -> None:
+    decoded, kept = (data(manifest, augment=augment, num_workers=2, cache=chosen) for chosen in ("none", cache))
+    for one, other in zip(epochs(decoded, 2), epochs(kept, 2), strict=True):
+        assert same(one, other)
+    assert same(list(decoded.val_dataloader()), list(kept.val_dataloader()))
 
 
 @pytest.fixture
@@ -143,7 +157,7 @@ def test_validation_sees_what_the_server_sees_in_the_order_of_the_manifest(
     module = data(manifest, batch_size=4, num_workers=num_workers)
     batches = [(pixels, targets) for pixels, targets in module.val_dataloader()]
     photos = manifest.of("val")
-    want = np.stack([load_pixels(path, module.preprocessing) for path in manifest.files(photos)])
+    want = np.stack([load_pixels(path, PREPROCESSING) for path in manifest.files(photos)])
     assert np.array_equal(torch.cat([pixels for pixels, _ in batches]).numpy(), want)
     assert torch.cat([targets for _, targets in batches]).tolist() == manifest.targets(photos)
 
@@ -179,7 +193,7 @@ def test_auto_workers_are_the_cores_but_not_too_many(manifest: Manifest) -> None
 def test_without_a_crop_training_sees_a_photo_as_validation_does(manifest: Manifest) -> None:
     module = data(manifest, batch_size=12, augment="none")
     ((images, _),) = epochs(module, 1)[0]
-    wanted = {load_pixels(path, module.preprocessing).tobytes() for path in manifest.files(manifest.of("train"))}
+    wanted = {load_pixels(path, PREPROCESSING).tobytes() for path in manifest.files(manifest.of("train"))}
     assert {image.numpy().tobytes() for image in images} == wanted
 
 
@@ -207,6 +221,8 @@ def test_transparent_photos_are_laid_over_the_colour_that_is_asked_for(tmp_path:
     for colour, level in (("white", 255), ("black", 0)):
         preprocessing = Preprocessing.model_validate({"image_size": SIZE, "fit": "crop", "alpha_over": colour})
         augmentation = Augmentation(augment_config("crop"), preprocessing, None)
-        module = PhotoData(manifest, preprocessing, augmentation, 2, num_workers=0, seed=0)
+        stages: dict[Split, Stage] = {"train": augmentation.stage, "val": preprocessing}
+        pixels = take_pixels("none", manifest, stages, tmp_path)
+        module = PhotoData(manifest, pixels, augmentation, 2, num_workers=0, seed=0)
         for loader in (module.train_dataloader(), module.val_dataloader()):
             assert all(bool((images == level).all()) for images, _ in loader)

@@ -11,6 +11,7 @@ from finetune.cli import run
 from finetune.data.augmentation import Augmentation
 from finetune.data.datamodule import PhotoData
 from finetune.data.pca import fit_colour_pca
+from finetune.data.pixels import take_pixels
 from finetune.data.preview import CELL_PX, GAP_PX, HEADING_PX, MARGIN_PX, MOST_CLASSES, MOUNT, VERSIONS
 from finetune.preprocess import Pixels, Preprocessing
 from tests.conftest import CLASSES, augment_config, manifest_of, paint, paint_folder
@@ -41,7 +42,8 @@ def test_the_sheet_shows_what_training_gets_to_see_in_its_first_epochs(choice: s
     preprocessing = Preprocessing(image_size=CELL_PX, fit="squash")
     components = fit_colour_pca(manifest.files(train), 10_000)
     augmentation = Augmentation(augment_config(choice), preprocessing, components)
-    loader = PhotoData(manifest, preprocessing, augmentation, 1, num_workers=0, seed=4).train_dataloader()
+    pixels = take_pixels("none", manifest, {"train": augmentation.stage}, Path("unused"))
+    loader = PhotoData(manifest, pixels, augmentation, 1, num_workers=0, seed=4).train_dataloader()
     first = [next(n for n, photo in enumerate(train) if photo.label == label) for label in CLASSES]
     for epoch in range(VERSIONS):
         loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
