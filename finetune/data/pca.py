@@ -85,15 +85,16 @@ def add_colour(pixels: Pixels, shift: Iterable[float]) -> Pixels:
 
     Returns `pixels` itself where the vector rounds to nothing.
     """
-    levels = [round(level) for level in shift]
-    more = [min(max(level, 0), 255) for level in levels]
-    less = [min(max(-level, 0), 255) for level in levels]
+    levels = [255 if level > 255 else -255 if level < -255 else round(level) for level in shift]
+    more = [level if level > 0 else 0 for level in levels]
+    less = [-level if level < 0 else 0 for level in levels]
     shifted: Any = pixels
     # OpenCV goes through floats, eight times as slow, unless all numbers are those of a byte; its stubs know no scalars
     if any(more):
         shifted = cv2.add(shifted, (*more, 0))  # type: ignore[call-overload]
     if any(less):
-        shifted = cv2.subtract(shifted, (*less, 0))  # type: ignore[call-overload]
+        into = None if shifted is pixels else shifted
+        shifted = cv2.subtract(shifted, (*less, 0), into)  # type: ignore[call-overload]
     return np.asarray(shifted)
 
 

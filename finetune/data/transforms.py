@@ -6,7 +6,6 @@ replayed like any of the library's own.
 
 from __future__ import annotations
 
-from operator import mul
 from typing import Any
 
 import albumentations as A
@@ -55,7 +54,8 @@ class PCAColourShift(A.ImageOnlyTransform):  # type: ignore[misc]  # Albumentati
         return {"alphas": [self.py_random.gauss(0.0, self.sigma) for _ in range(3)]}
 
     def apply(self, img: Pixels, alphas: list[float], **_: Any) -> Pixels:
-        return add_colour(img, [sum(map(mul, alphas, channel)) for channel in self.channels])
+        one, two, three = alphas
+        return add_colour(img, [one * a + two * b + three * c for a, b, c in self.channels])
 
     def get_transform_init_args_names(self) -> tuple[str, ...]:
         return ("eigenvalues", "eigenvectors", "sigma")
