@@ -111,7 +111,10 @@ def take_pixels(
     files = {split: folder / f"{_key(manifest, split, stage)}.bin" for split, stage in stages.items()}
     _clear_all_but({path.stem for path in files.values()}, folder)
     missing = {split: stage for split, stage in stages.items() if not _shapes_of(files[split]).is_file()}
-    _require_room(cache, manifest, missing, shutil.disk_usage(folder).free, f"of disk space in {folder}")
+    if missing:
+        _require_room(cache, manifest, missing, shutil.disk_usage(folder).free, f"of disk space in {folder}")
+    else:
+        log.info("data.cache=disk: the decoded photos in %s are used again", folder)
     for split, stage in missing.items():
         _write(_load_all(manifest, split, stage), files[split])
     return {split: Mapped(path, np.load(_shapes_of(path))) for split, path in files.items()}

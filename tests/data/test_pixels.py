@@ -123,12 +123,16 @@ def test_what_would_not_fit_on_the_disk_is_refused(manifest: Manifest, monkeypat
     assert list(Path("pixels").iterdir()) == []
 
 
-def test_what_a_killed_run_has_left_is_used(manifest: Manifest, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_killed_run_has_left_is_used(
+    manifest: Manifest, photos: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     before = taken("disk", manifest)
     shutil.rmtree(photos)
     # it needs no more room either
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 0))  # type: ignore[attr-defined]
-    after = taken("disk", manifest)
+    with caplog.at_level(logging.INFO):
+        after = taken("disk", manifest)
+    assert caplog.messages == ["data.cache=disk: the decoded photos in pixels are used again"]
     assert all(np.array_equal(a, b) for a, b in zip(before["train"], after["train"], strict=True))
 
 
