@@ -27,11 +27,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from finetune.cli import conf_dir
-from finetune.config import TrainConfig, parse
+from finetune.config import TrainConfig
 from finetune.data.audit import audit
 from finetune.evaluation.metrics import balanced_accuracy
 from finetune.models.backbone import describe_backbone
 from finetune.run import Run
+from finetune.schema import parse
 from finetune.training.head_only import fit_head
 from finetune.training.imbalance import choose_handling
 

@@ -32,12 +32,12 @@ class Readable(Protocol):
 Image.init()
 # It asks format after format; the common ones first halve the time that opening a photo takes.
 Image.ID.sort(key=lambda name: name not in ("JPEG", "PNG", "WEBP"))
-# Pillow's own limit is in two steps, the first a warning; ours, below, is one and is checked from the header.
-Image.MAX_IMAGE_PIXELS = None
+MAX_PIXELS = 100_000_000
+# Pillow warns above this and refuses above twice as much. Ours, below, says more, but does not see a PNG in an ICO.
+Image.MAX_IMAGE_PIXELS = MAX_PIXELS
 # It also warns of odd metadata, which costs nobody a photo. Once for all, as `catch_warnings` is no good in threads.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
-MAX_PIXELS = 100_000_000
 # Scaling 16 and 32 bits to 8 passes through several bytes a pixel.
 MAX_DEEP_PIXELS = 25_000_000
 # Below this ratio of decoded to wanted size, JPEG's own reduced decoding would cost sharpness.
@@ -114,6 +114,8 @@ def open_image(raw: bytes, formats: tuple[str, ...] | None = None) -> Iterator[I
         raise ImageError("not an image in a format that can be read", kind="not_an_image") from None
     except (ImageError, MemoryError):
         raise
+    except Image.DecompressionBombError:
+        raise ImageError(f"more than {MAX_PIXELS // 10**6} megapixels", kind="too_many_pixels") from None
     except Exception as error:  # Pillow's decoders raise almost any type on damaged files
         raise ImageError(f"damaged: {' '.join(str(error).split()) or type(error).__name__}", kind="damaged") from None
 
@@ -138,8 +140,26 @@ def to_upright_grey(image: Image.Image, wanted_px: int) -> Image.Image:
 
 
 def is_deep(image: Image.Image) -> bool:
-    """Whether a channel has more than 8 bits."""
+    """Whether a channel of an opened image has more than 8 bits; Pillow decodes three of 16 bits to 8 by itself."""
+    return _is_wide(image) or any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))
+
+
+def _is_wide(image: Image.Image) -> bool:
+    """Whether the decoded pixels have more than 8 bits."""
     return image.mode.startswith("I;16") or image.mode in ("I", "F")
+
+
+def ink_transform(image: Image.Image) -> ImageCms.ImageCmsTransform | None:
+    """Return what turns inks into sRGB as the photo's profile says; None where it has none that can be used."""
+    profile = image.info.get("icc_profile")
+    if image.mode != "CMYK" or not profile:
+        return None
+    try:
+        inks = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        return ImageCms.buildTransform(inks, SRGB, "CMYK", "RGB")
+    except (OSError, ImageCms.PyCMSError):
+        # a damaged profile says nothing; the photo still shows what it shows, and the audit says so
+        return None
 
 
 def has_alpha(image: Image.Image) -> bool:
@@ -148,9 +168,9 @@ def has_alpha(image: Image.Image) -> bool:
 
 def _require_size(image: Image.Image) -> None:
     """Judge by the header: a few bytes can claim gigabytes of pixels."""
-    limit = MAX_DEEP_PIXELS if is_deep(image) else MAX_PIXELS
+    limit = MAX_DEEP_PIXELS if _is_wide(image) else MAX_PIXELS
     if image.width * image.height > limit:
-        depth = " of more than 8 bits" if is_deep(image) else ""
+        depth = " of more than 8 bits" if _is_wide(image) else ""
         message = f"{image.width}x{image.height}{depth} is more than {limit // 10**6} megapixels"
         raise ImageError(message, kind="too_many_pixels")
 
@@ -164,28 +184,23 @@ def _draft(image: Image.Image, wanted_px: int, mode: Literal["RGB", "L"]) -> Non
 def _to_rgb(image: Image.Image, alpha_over: AlphaOver) -> Image.Image:
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
-    if is_deep(image):
-        values = np.asarray(image, dtype=np.float32)
-        # 16-bit photos are scaled by their type's range; 32-bit ones have no agreed range, so by their own.
-        top = 65535.0 if image.mode.startswith("I;16") or values.max(initial=0) <= 65535 else float(values.max())
-        if image.mode == "F" and values.max(initial=0) <= 1:
-            top = 1.0
-        image = Image.fromarray(np.clip(values / top * 255, 0, 255).round().astype(np.uint8))
+    if _is_wide(image):
+        image = _narrow(image)
     if has_alpha(image):
         rgba = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", rgba.size, alpha_over), rgba).convert("RGB")
-    if image.mode == "CMYK" and image.info.get("icc_profile"):
-        return _by_profile(image, image.info["icc_profile"])
-    return image.convert("RGB")
+    by_profile = ink_transform(image)
+    return image.convert("RGB") if by_profile is None else by_profile.apply(image)
 
 
-def _by_profile(image: Image.Image, profile: bytes) -> Image.Image:
-    """Convert inks to sRGB as their profile says; inks alone are no colours."""
-    try:
-        inks = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        converted = ImageCms.profileToProfile(image, inks, SRGB, outputMode="RGB")
-    except (OSError, ImageCms.PyCMSError):
-        # a damaged profile says nothing; the photo still shows what it shows
-        return image.convert("RGB")
-    assert converted is not None
-    return converted
+def _narrow(image: Image.Image) -> Image.Image:
+    """Scale levels to 8 bits: 16-bit ones by their type's range, 32-bit ones by the usual range that holds them."""
+    values = np.asarray(image, dtype=np.float32)
+    if not np.isfinite(values).all():
+        raise ImageError("damaged: some of its pixels are no numbers", kind="damaged")
+    highest = float(values.max(initial=0))
+    ranges = [65535.0] if image.mode.startswith("I;16") else [1.0, 255.0, 65535.0, highest]
+    if image.mode == "I":
+        ranges.remove(1.0)
+    top = next(limit for limit in ranges if highest <= limit)
+    return Image.fromarray(np.clip(values / top * 255, 0, 255).round().astype(np.uint8))

@@ -90,7 +90,7 @@ Finetune = Callable[..., subprocess.CompletedProcess[str]]
 def run_finetune(*words: str, **options: object) -> subprocess.CompletedProcess[str]:
     """Run the command line in a process of its own, as a person would."""
     return subprocess.run(  # type: ignore[call-overload,no-any-return]
-        [sys.executable, "-m", "finetune", *words], capture_output=True, text=True, timeout=300, **options
+        [sys.executable, "-m", "finetune", *words], capture_output=True, text=True, **{"timeout": 300, **options}
     )
 
 

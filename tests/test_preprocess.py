@@ -156,6 +156,20 @@ def test_floats_between_0_and_1_are_scaled_to_8_bits() -> None:
     assert np.asarray(decode(encoded(photo, "TIFF")))[..., 0].tolist() == [[0, 51], [153, 255]]
 
 
+@pytest.mark.parametrize(("kind", "highest"), [("f4", 200), ("i4", 255), ("f4", 60_000), ("i4", 300)])
+def test_32_bit_levels_of_the_usual_ranges_are_scaled_by_these(kind: str, highest: int) -> None:
+    top = 255 if highest <= 255 else 65535
+    photo = Image.fromarray(np.array([[0, highest], [highest // 2, 0]], dtype=kind))
+    got = np.asarray(decode(encoded(photo, "TIFF")))[..., 0].tolist()
+    assert got == [[0, round(highest / top * 255)], [round(highest // 2 / top * 255), 0]]
+
+
+@pytest.mark.parametrize("odd", [np.nan, np.inf, -np.inf])
+def test_pixels_that_are_no_numbers_are_damage(odd: float) -> None:
+    photo = Image.fromarray(np.array([[0, 0.2], [odd, 1]], dtype=np.float32))
+    assert reason(encoded(photo, "TIFF")) == "damaged: some of its pixels are no numbers"
+
+
 @pytest.mark.parametrize("file_format", ["GIF", "WEBP", "PNG"])
 def test_an_animation_shows_its_first_frame(file_format: str) -> None:
     frames = [Image.new("RGB", (8, 8), colour) for colour in (RED, (0, 0, 200))]
@@ -229,7 +243,18 @@ def test_a_jpeg_cut_in_its_header() -> None:
 
 
 def test_20000_by_20000_is_refused_from_the_header() -> None:
-    assert reason(png_header(20_000, 20_000)) == "20000x20000 is more than 100 megapixels"
+    assert reason(png_header(20_000, 20_000)) == "more than 100 megapixels"
+
+
+@pytest.mark.parametrize("format", ["ICO", "ICNS"])
+def test_what_an_icon_holds_is_refused_before_it_is_decoded(format: str) -> None:
+    bomb = png_header(20_000, 20_000)
+    if format == "ICO":
+        # a 16 px entry, as its directory says
+        raw = struct.pack("<HHHBBBBHHII", 0, 1, 1, 16, 16, 0, 0, 1, 32, len(bomb), 22) + bomb
+    else:
+        raw = b"icns" + struct.pack(">I", 16 + len(bomb)) + b"ic08" + struct.pack(">I", 8 + len(bomb)) + bomb
+    assert reason(raw) == "more than 100 megapixels"
 
 
 def test_deep_photos_have_a_lower_limit() -> None:

@@ -60,6 +60,10 @@ def _seldom_collecting() -> Iterator[None]:
 def audit(config: SourceConfig, seed: int) -> Audit:
     """List, look at, judge and split every photo of a source; raises FinetuneError where there is none to look at."""
     listing = list_source(config.root, config.class_from, config.group_pattern)
+    if config.folds and any(photo.split == "val" for photo in listing.photos):
+        raise FinetuneError(
+            f"data.folds={config.folds} chooses the validation photos, but {config.root} names its own; leave one out"
+        )
     photos, facts = _look(listing, config)
     found: dict[str, list[Case]] = defaultdict(list)
     for note in listing.notes:
@@ -76,7 +80,7 @@ def audit(config: SourceConfig, seed: int) -> Audit:
     if config.class_from != "none":
         found["untrainable"] = [Case((), message) for message in _untrainable(config.root, listing, photos)]
         if not found["untrainable"]:
-            photos = _split(photos, relations, config, seed)
+            photos = split_photos(photos, relations, config, seed)
             found["untrainable"] = [Case((), message) for message in _without_validation(config, photos)]
         _judge_classes(listing.classes, photos, found)
     ordered = tuple(Finding(kind, tuple(found[kind])) for kind in KINDS if found.get(kind))
@@ -91,7 +95,7 @@ def read_labelled(root: str, class_from: ClassFrom) -> Manifest:
         for photo, seen in zip(listing.photos, scan(listing.store, listing.photos), strict=True)
     ]
     if all(photo.problem for photo in photos):
-        raise FinetuneError(_nothing_found(root, photos))
+        raise FinetuneError(_nothing_found(root, listing, photos))
     return Manifest(listing.store, tuple(photos))
 
 
@@ -109,7 +113,7 @@ def _look(listing: Listing, config: SourceConfig) -> tuple[list[Photo], list[Fac
 def _untrainable(root: str, listing: Listing, photos: Sequence[Photo]) -> list[str]:
     """Say why nothing could be trained, before splits are made."""
     if all(photo.problem for photo in photos):
-        return [_nothing_found(root, photos)]
+        return [_nothing_found(root, listing, photos)]
     if len(listing.classes) == 1:
         return [f"{root} has one class, '{listing.classes[0]}'; a classifier needs two or more, a folder each"]
     has_val = any(photo.split == "val" and not photo.problem for photo in photos)
@@ -125,20 +129,25 @@ def _untrainable(root: str, listing: Listing, photos: Sequence[Photo]) -> list[s
     ]
 
 
-def _nothing_found(root: str, photos: Sequence[Photo]) -> str:
+def _nothing_found(root: str, listing: Listing, photos: Sequence[Photo]) -> str:
     if photos:
         listed = summarise_skipped(tuple(photos))
         return f"none of the {len(photos)} files in {root} is an image that can be read\n{listed}"
-    return f"{root} has no photos in class folders; put them as {root}/CLASS/photo.jpg, one folder a class"
+    outside = [f"\n{note.path} {note.message}" for note in listing.notes if note.kind == "outside_classes"]
+    none = " (photos without labels can be checked with data.class_from=none)" if outside else ""
+    return (
+        f"{root} has no photos in class folders; put them as {root}/CLASS/photo.jpg, one folder a class"
+        f"{''.join(outside)}{none}"
+    )
 
 
-def _split(photos: Sequence[Photo], relations: Relations, config: SourceConfig, seed: int) -> list[Photo]:
+def split_photos(photos: Sequence[Photo], relations: Relations, config: SourceConfig, seed: int) -> list[Photo]:
     """Give every usable photo that has no place yet a split."""
     used = [number for number, photo in enumerate(photos) if not photo.problem]
     named = {photos[number].split for number in used}
     before = _splits_before(config.splits_from) if config.splits_from else {}
-    # folders named train without a val among them give their validation photos up
-    open_ = {"", "train"} if "val" not in named else {""}
+    # photos for train give the validation ones up where no other can
+    open_ = {""} if named & {"", "val"} else {"", "train"}
     members = [
         Member(
             photos[number].label,
@@ -150,7 +159,7 @@ def _split(photos: Sequence[Photo], relations: Relations, config: SourceConfig, 
     shares = Shares(
         val=config.val_fraction if "val" not in named else 0.0,
         test=config.test_fraction if "" in named else 0.0,
-        fold=(config.fold, config.folds) if config.folds and "val" not in named else None,
+        fold=(config.fold, config.folds) if config.folds else None,
     )
     assigned = dict(zip(used, assign_splits(members, shares, seed), strict=True))
     return [
@@ -212,8 +221,9 @@ def as_json(result: Audit, config: SourceConfig, seed: int) -> dict[str, Any]:
         "root": manifest.store.address,
         "seed": seed,
         "files": len(manifest.photos),
+        "used": len(manifest.photos) - len(manifest.skipped),
         "skipped": len(manifest.skipped),
-        "classes": {label: {split: counts[label, split] for split in SPLITS} for label in manifest.classes},
+        "classes": {label: {split: counts[label, split] for split in SPLITS} for label in manifest.classes if label},
         "data": config.model_dump(mode="json"),
         "findings": [
             {

@@ -30,12 +30,13 @@ def write_audit(result: Audit, config: SourceConfig, seed: int, folder: Path) ->
     write_json(folder / "audit.json", facts)
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     template = environment.from_string(files("finetune.data").joinpath("audit.html.j2").read_text("utf-8"))
-    shown = [_section(result.manifest, finding) for finding in result.findings]
+    by_path = {photo.path: photo for photo in result.manifest.photos}
+    shown = [_section(result.manifest, by_path, finding) for finding in result.findings]
     write_text(folder / "audit.html", template.render(facts=facts, sections=shown, splits=SPLITS))
     return folder / "audit.html"
 
 
-def _section(manifest: Manifest, finding: Finding) -> dict[str, Any]:
+def _section(manifest: Manifest, by_path: dict[str, Photo], finding: Finding) -> dict[str, Any]:
     kind = KINDS[finding.kind]
     cases = finding.cases[:MOST_CASES]
     return {
@@ -45,12 +46,12 @@ def _section(manifest: Manifest, finding: Finding) -> dict[str, Any]:
         "advice": kind.advice,
         "count": len(finding.cases),
         "more": len(finding.cases) - len(cases),
-        "cases": list(ordered_map(lambda case: _shown(manifest, case), cases)),
+        "cases": list(ordered_map(lambda case: _shown(manifest, by_path, case), cases)),
     }
 
 
-def _shown(manifest: Manifest, case: Case) -> dict[str, Any]:
-    photos = [Photo(path, "", "", "", "") for path in case.paths[:MOST_PHOTOS]]
+def _shown(manifest: Manifest, by_path: dict[str, Photo], case: Case) -> dict[str, Any]:
+    photos = [by_path[path] for path in case.paths[:MOST_PHOTOS]]
     thumbnails = [_thumbnail(manifest, photo) for photo in photos]
     return {
         "detail": case.detail,
@@ -61,6 +62,8 @@ def _shown(manifest: Manifest, case: Case) -> dict[str, Any]:
 
 def _thumbnail(manifest: Manifest, photo: Photo) -> str:
     """Return a data address of a small JPEG; empty where there is nothing to show, as of a damaged file."""
+    if not photo.width:
+        return ""  # the audit could not read it either, and a pipe would never answer
     try:
         (file,) = manifest.files([photo])
         image = decode(file, wanted_px=THUMBNAIL_PX)

@@ -9,10 +9,13 @@ from finetune.data.audit import SPLITS, Audit, audit
 from finetune.data.audit_report import write_audit
 from finetune.data.findings import KINDS
 from finetune.errors import FinetuneError
+from finetune.stores import readable
 
 
 def main(config: CheckConfig) -> str:
     """Write audit.json and audit.html; return the tables of photos and of findings."""
+    if config.augment.preview is not None and config.data.class_from == "none":
+        raise FinetuneError("augment.preview= shows a photo of each class, and data.class_from=none gives no classes")
     result = audit(config.data, config.seed)
     page = write_audit(result, config.data, config.seed, config.output)
     fatal = result.of("untrainable")
@@ -39,6 +42,9 @@ def count_lines(result: Audit) -> list[str]:
         f"{label:<{width}}" + "".join(f"{counts[label, split]:>8}" for split in SPLITS) for label in manifest.classes
     ]
     rows.append(f"{'all':<{width}}" + "".join(f"{len(manifest.of(split)):>8}" for split in SPLITS))
+    grouped = [photo.group for photo in manifest.photos if photo.group and not photo.problem]
+    if grouped:
+        rows.append(f"{len(grouped)} of the photos belong to {len(set(grouped))} groups")
     return rows
 
 
@@ -51,7 +57,8 @@ def finding_lines(result: Audit, at_most: int = 3) -> list[str]:
     for finding in result.findings:
         lines.append(f"{finding.severity:<8} {KINDS[finding.kind].title:<{width}} {len(finding.cases):>7}")
         for case in finding.cases[:at_most]:
-            shown = ", ".join(case.paths[:3]) + (f" and {len(case.paths) - 3} more" if len(case.paths) > 3 else "")
+            more = f" and {len(case.paths) - 3} more" if len(case.paths) > 3 else ""
+            shown = ", ".join(map(readable, case.paths[:3])) + more
             lines.append(f"           {shown}: {case.detail}" if shown else f"           {case.detail}")
         if len(finding.cases) > at_most:
             lines.append(f"           and {len(finding.cases) - at_most} more")

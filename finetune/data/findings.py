@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mimetypes
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -83,8 +84,8 @@ KINDS: dict[str, Kind] = {
     "look_alike": Kind(
         "warning",
         "Many photos that look alike",
-        "So many that keeping them in one split would leave the others empty: they are split one by one. If they are "
-        "bursts of one object, name the object with data.group_pattern.",
+        "More than half of a class, so they cannot stay in one split: they are split one by one. Right where a fixed "
+        "camera sees other things in one place; if they are bursts of one thing, name it with data.group_pattern.",
     ),
     "class_names_alike": Kind(
         "warning",
@@ -93,6 +94,9 @@ KINDS: dict[str, Kind] = {
     ),
     "missing_in_split": Kind(
         "warning", "Classes that a split lacks", "What is measured says nothing of them. Add photos, or another seed=."
+    ),
+    "ungrouped": Kind(
+        "warning", "Photos of no group", "data.group_pattern finds nothing in their paths; each is taken for itself."
     ),
     "imbalance": Kind(
         "warning",
@@ -119,7 +123,7 @@ KINDS: dict[str, Kind] = {
     ),
     "near_duplicates": Kind("note", "Near-duplicates", "Used, kept in one split."),
     "animated": Kind("note", "Animated or of several pages", "The first frame is used."),
-    "cmyk": Kind("note", "CMYK", "Converted to RGB, by its colour profile where it has one."),
+    "cmyk": Kind("note", "CMYK", "Converted to RGB, by its colour profile where it has one that can be used."),
     "deep": Kind("note", "More than 8 bits a channel", "Scaled to 8 bits."),
     "palette": Kind("note", "Palette", "Converted to RGB."),
     "alpha": Kind("note", "Transparent", "Laid over data.alpha_over."),
@@ -137,8 +141,10 @@ _SAME_FORMAT = {"MPO": "JPEG", "DIB": "BMP"}
 
 def judge(path: str, facts: Facts) -> Iterator[tuple[str, str]]:
     """Yield (kind, detail) of a usable photo by itself."""
-    expected = _FORMAT_OF.get(PurePosixPath(path).suffix.lower()) if path[-4:] != ".jpg" else "JPEG"
-    if expected and expected != facts.format and _plain(expected) != _plain(facts.format):
+    suffix = PurePosixPath(path).suffix.lower()
+    # an ending that nobody knows, as of `frame.0012`, is no lie
+    known = suffix in _FORMAT_OF or mimetypes.guess_type(f"x{suffix}")[0] is not None
+    if known and _plain(_FORMAT_OF.get(suffix, "")) != _plain(facts.format):
         yield "wrong_extension", f"it is {facts.format}"
     shorter, longer = sorted((facts.width, facts.height))
     size = f"{facts.width}x{facts.height} px"
@@ -150,7 +156,7 @@ def judge(path: str, facts: Facts) -> Iterator[tuple[str, str]]:
     if facts.animated and facts.format not in _SAME_FORMAT:
         yield "animated", facts.format
     if facts.mode == "CMYK":
-        yield "cmyk", facts.format
+        yield "cmyk", "by its profile" if facts.by_profile else "it has no profile that can be used"
     if facts.deep:
         yield "deep", f"mode {facts.mode}"
     if facts.mode in ("P", "PA"):

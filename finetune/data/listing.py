@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from PIL import Image
@@ -58,7 +58,8 @@ def list_source(root: str, class_from: ClassFrom, group_pattern: str | None) -> 
     except AddressError as error:
         raise FinetuneError(f"data.root={error}") from None
     if group_pattern:
-        photos = list(_with_groups(photos, re.compile(group_pattern)))
+        photos = _with_groups(photos, re.compile(group_pattern))
+        notes = [*notes, *_ungrouped(root, photos, group_pattern)]
     return Listing(
         store,
         tuple(sorted((_with_text(photo) for photo in photos), key=lambda photo: photo.path)),
@@ -101,7 +102,7 @@ def _list_tree(store: FolderStore | FsspecStore, class_from: ClassFrom) -> tuple
 
 
 def _listed(file: File, label: str, split: str) -> Listed:
-    return Listed(file.path, label, split, "", file.size, file.mtime_ns, file.problem)
+    return Listed(file.path, label, split, "", file.size, file.mtime_ns, file.refusal)
 
 
 def _with_text(photo: Listed) -> Listed:
@@ -111,8 +112,21 @@ def _with_text(photo: Listed) -> Listed:
     return photo._replace(path=readable(photo.path), problem="its name is not UTF-8; rename it")
 
 
-def _with_groups(photos: Iterable[Listed], pattern: re.Pattern[str]) -> Iterable[Listed]:
+def _with_groups(photos: Iterable[Listed], pattern: re.Pattern[str]) -> list[Listed]:
     """Name the group of each photo that has none: what the pattern's first group finds, or the whole pattern."""
-    for photo in photos:
-        match = None if photo.group else pattern.search(photo.path)
-        yield photo._replace(group=match[pattern.groups and 1] or "") if match else photo
+    matches = [(photo, None if photo.group else pattern.search(photo.path)) for photo in photos]
+    return [photo._replace(group=match[pattern.groups and 1] or "") if match else photo for photo, match in matches]
+
+
+def _ungrouped(root: str, photos: Sequence[Listed], pattern: str) -> Iterator[Note]:
+    """Say which photos the pattern leaves out; raises FinetuneError where that is all, as a mistyped one does."""
+    lacking = sorted(photo.path for photo in photos if not photo.group)
+    if not lacking:
+        return
+    if len(lacking) == len(photos):
+        raise FinetuneError(
+            f"data.group_pattern={pattern} finds nothing in any of the {len(photos)} paths in {root}, "
+            f"such as {readable(lacking[0])}"
+        )
+    others = f", as {len(lacking) - 1} more" if len(lacking) > 1 else ""
+    yield Note("ungrouped", readable(lacking[0]), f"in no group{others}")

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finetune.errors import ImageError
-from finetune.preprocess import Readable, has_alpha, is_deep, open_image, to_upright_grey
+from finetune.preprocess import Readable, has_alpha, ink_transform, is_deep, open_image, to_upright_grey
 
 # JPEG is decoded at a fraction of its size: a look costs a third of a full decode and sees the same damage.
 LOOK_PX = 28
@@ -28,8 +28,9 @@ EDGES = np.array([[-1, -1, -1], [-1, 8, -1], [-1, -1, -1]], dtype=np.float32)
 class Facts(NamedTuple):
     """One file. problem and kind: why it cannot be used, both empty if it can; the rest holds for usable ones.
 
-    width, height: px as stored, before EXIF turns it. dark, bright: 99th and 5th percentile of brightness, 0..1.
-    entropy: bits of the grey levels. sharpness: as cleanvision scores it, 0 (blurred) to 1.
+    width, height: px as stored, before EXIF turns it. by_profile: its inks are turned into colours by its profile.
+    dark, bright: 99th and 5th percentile of brightness, 0..1. entropy: bits of the grey levels. sharpness: as
+    cleanvision scores it, 0 (blurred) to 1.
     perceptual: 64-bit hash of the coarse pattern, alike for photos that look alike; None where there is no pattern.
     """
 
@@ -40,6 +41,7 @@ class Facts(NamedTuple):
     width: int = 0
     height: int = 0
     mode: str = ""
+    by_profile: bool = False
     deep: bool = False
     alpha: bool = False
     animated: bool = False
@@ -81,11 +83,13 @@ def _glance(file: Readable) -> Glance:
                 "width": image.width,
                 "height": image.height,
                 "mode": image.mode,
+                "by_profile": ink_transform(image) is not None,
                 "deep": is_deep(image),
                 "alpha": has_alpha(image),
                 "animated": bool(getattr(image, "is_animated", False)),
             }
-            image.seek(0)
+            if image.tell():
+                image.seek(0)
             orientation = image.getexif().get(ORIENTATION_TAG, 1)
             grey = np.asarray(to_upright_grey(image, LOOK_PX))
     except ImageError as error:

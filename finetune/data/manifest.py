@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from finetune.data.splits import Split
 from finetune.files import digest, replacing
-from finetune.stores import Store, StoredFile
+from finetune.stores import Store, StoredFile, readable
 
 
 class Photo(NamedTuple):
@@ -83,7 +83,7 @@ def _read_row(row: dict[str, str]) -> Photo:
 def summarise_skipped(skipped: tuple[Photo, ...], at_most: int = 10) -> str:
     """Name the skipped files with their reasons, the first few in full."""
     lines = [f"skipped {len(skipped)} {'file' if len(skipped) == 1 else 'files'}:"]
-    lines += [f"  {photo.path}: {photo.problem}" for photo in skipped[:at_most]]
+    lines += [f"  {readable(photo.path)}: {photo.problem}" for photo in skipped[:at_most]]
     if len(skipped) > at_most:
         lines.append(f"  and {len(skipped) - at_most} more")
     return "\n".join(lines)

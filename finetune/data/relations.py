@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain, pairwise
 
 from finetune.data.duplicates import Together, alike, near_pairs
 from finetune.data.findings import Case
@@ -13,8 +13,8 @@ from finetune.data.look import Facts
 from finetune.data.manifest import Photo
 from finetune.data.splits import PRECEDENCE
 
-# A set of near-duplicates that holds more of the photos than this is no set of copies but how these photos look.
-MOST_OF_ALL, FEW = 0.1, 10
+# More near-duplicates than FEW that make up more of a class than this are no copies but how the class looks.
+MOST_OF_A_CLASS, FEW = 0.5, 10
 
 
 @dataclass(frozen=True)
@@ -35,14 +35,14 @@ def relate(photos: Sequence[Photo], facts: Sequence[Facts], near_bits: int | Non
     usable = [number for number, photo in enumerate(kept) if not photo.problem]
     contents = [kept[number].sha256 for number in usable]
     groups = [kept[number].group for number in usable]
-    near = list(alike(contents))
-    if near_bits is not None:
-        near += near_pairs([facts[number].perceptual for number in usable], near_bits)
-    sets = [[usable[k] for k in members] for members in _sets(len(usable), near)]
+    hashes = [facts[number].perceptual for number in usable]
+    near = near_pairs(hashes, near_bits) if near_bits is not None else ()
+    sets = [[usable[k] for k in members] for members in _sets(len(usable), chain(alike(contents), near))]
     small = _judge_near(kept, sets, found)
     place = {number: k for k, number in enumerate(usable)}
-    pairs = [(place[a], place[b]) for members in small for a, b in pairwise(members)]
-    pairs += [*alike(contents), *alike(groups)]
+    pairs = chain(
+        ((place[a], place[b]) for members in small for a, b in pairwise(members)), alike(contents), alike(groups)
+    )
     found["group_leak"] = _leaks(kept, _by_group(kept, usable))
     names = [""] * len(kept)
     for number in usable:
@@ -60,7 +60,7 @@ def _name(photos: Sequence[Photo]) -> str:
     return f"group {min(groups)}" if groups else min(photo.sha256 for photo in photos)
 
 
-def _sets(count: int, pairs: Sequence[tuple[int, int]]) -> list[list[int]]:
+def _sets(count: int, pairs: Iterable[tuple[int, int]]) -> list[list[int]]:
     together = Together(count)
     together.join(pairs)
     return together.sets()
@@ -78,7 +78,7 @@ def _judge_copies(photos: list[Photo], found: dict[str, list[Case]]) -> None:
         same = [photos[number] for number in numbers]
         paths = tuple(photo.path for photo in same)
         labels = sorted({photo.label for photo in same})
-        splits = {photo.split for photo in same}
+        splits = {photo.split for photo in same} - {""}
         if len(labels) > 1:
             found["label_conflict"].append(Case(paths, " or ".join(labels)))
             for number, photo in zip(numbers, same, strict=True):
@@ -89,18 +89,23 @@ def _judge_copies(photos: list[Photo], found: dict[str, list[Case]]) -> None:
             keeper = next(photo for photo in same if photo.split == stays)
             found["split_leak"].append(Case(paths, f"stays in {stays}"))
             for number, photo in zip(numbers, same, strict=True):
-                if photo.split != stays:
+                if photo.split not in ("", stays):
                     photos[number] = photo._replace(problem=f"the same photo as {keeper.path}, which is for {stays}")
         else:
             found["exact_duplicates"].append(Case(paths, f"{len(paths)} copies"))
 
 
 def _judge_near(photos: Sequence[Photo], sets: list[list[int]], found: dict[str, list[Case]]) -> list[list[int]]:
-    """Return the sets that must stay together; one that holds much of all photos must not."""
-    most = max(FEW, MOST_OF_ALL * sum(not photo.problem for photo in photos))
+    """Return the sets that must stay together; one that is most of a class cannot, or the class would lack splits."""
+    sizes = Counter(photo.label for photo in photos if not photo.problem)
+
+    def is_large(members: Sequence[int]) -> bool:
+        counts = Counter(photos[number].label for number in members)
+        return len(members) > FEW and any(counts[label] > MOST_OF_A_CLASS * sizes[label] for label in counts)
+
     near = [members for members in sets if len({photos[number].sha256 for number in members}) > 1]
-    large = [members for members in near if len(members) > most]
-    small = [members for members in near if len(members) <= most]
+    large = [members for members in near if is_large(members)]
+    small = [members for members in near if not is_large(members)]
     found["look_alike"] = [
         Case(tuple(photos[number].path for number in members), f"{len(members)} photos") for members in large
     ]

@@ -25,7 +25,7 @@ from finetune.stores import FolderStore, Store, StoredFile
 log = logging.getLogger(__name__)
 
 # Rises whenever `look` comes to see something else.
-LOOK_VERSION = "2"
+LOOK_VERSION = "3"
 # A pool of processes is twice as fast as threads, but takes a second to start.
 PROCESSES_FROM = 2000
 # Photos that travel to another process at once.
@@ -45,6 +45,7 @@ SCHEMA = pyarrow.schema(
         ("width", pyarrow.int32()),
         ("height", pyarrow.int32()),
         ("mode", pyarrow.string()),
+        ("by_profile", pyarrow.bool_()),
         ("deep", pyarrow.bool_()),
         ("alpha", pyarrow.bool_()),
         ("animated", pyarrow.bool_()),

@@ -83,7 +83,7 @@ def _by_folders(
 
 
 def _listed(file: File, label: str, split: str, group: str) -> Listed:
-    return Listed(file.path, label, split, group, file.size, file.mtime_ns, file.problem)
+    return Listed(file.path, label, split, group, file.size, file.mtime_ns, file.refusal)
 
 
 def _key(path: str) -> str:

@@ -44,7 +44,7 @@ def list_table(store: TableStore, class_from: ClassFrom) -> list[Listed]:
         if other is not row:
             raise FinetuneError(f"{store.address}: {other.where} and {row.where} both name {file.path}; keep one")
         label, split = ("", "") if class_from == "none" else (row.label, row.split)
-        photos.append(Listed(file.path, label, split, row.group, file.size, file.mtime_ns, file.problem))
+        photos.append(Listed(file.path, label, split, row.group, file.size, file.mtime_ns, file.refusal))
     return photos
 
 

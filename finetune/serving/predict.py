@@ -121,7 +121,7 @@ def _walk(address: str, output: Path) -> dict[str, StoredFile | str]:
         if isinstance(found, File):
             texts = SAMPLE_TEXTS if isinstance(store, TarStore) else ()
             if not found.path.endswith(texts) and not _is_output(store.address, found.path, output):
-                files[found.path] = found.problem or StoredFile(store, found.path)
+                files[found.path] = found.refusal or StoredFile(store, found.path)
         elif not isinstance(found, Folder) and found.kind != "link_outside":
             log.warning("passed over: %s %s", found.path, found.message)
     return files

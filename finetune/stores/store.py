@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+# A photo is read whole, by as many threads as there are cores. The largest that can be decoded is half as large.
+MOST_BYTES = 1_000_000_000
 # What systems leave in folders and archives beside what a person put there.
 LITTER = ("Thumbs.db", "__MACOSX")
 
@@ -19,6 +21,13 @@ class File(NamedTuple):
     size: int
     mtime_ns: int
     problem: str = ""
+
+    @property
+    def refusal(self) -> str:
+        """Why it is not opened; empty if it may be."""
+        if self.problem or self.size <= MOST_BYTES:
+            return self.problem
+        return f"{self.size / 1e9:.1f} GB is more than {MOST_BYTES / 1e9:.0f} GB"
 
 
 class Folder(NamedTuple):
@@ -122,5 +131,6 @@ def is_text(name: str) -> bool:
 
 
 def readable(name: str) -> str:
-    """Return a name as text: what is not UTF-8 in it becomes an escape."""
-    return name.encode(errors="backslashreplace").decode()
+    """Return a name as one line of text: what is not UTF-8 in it, or would steer a terminal, becomes an escape."""
+    text = name.encode(errors="backslashreplace").decode()
+    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)

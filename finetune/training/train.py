@@ -23,6 +23,7 @@ from finetune.files import replacing
 from finetune.models.backbone import BackboneSpec, describe_backbone
 from finetune.models.freezing import Depth
 from finetune.run import FinishedRun, Result, Run, versions
+from finetune.stores import readable
 from finetune.training.fitted import Fitted, Metrics
 from finetune.training.head_only import fit_head
 from finetune.training.imbalance import Handling, choose_handling
@@ -126,7 +127,7 @@ def _audit(config: TrainConfig) -> Audit:
     for finding in found.findings:
         if finding.severity == "warning":
             case = finding.cases[0]
-            example = f"{', '.join(case.paths[:2])}: {case.detail}".removeprefix(": ")
+            example = f"{', '.join(map(readable, case.paths[:2]))}: {case.detail}".removeprefix(": ")
             log.warning("%s: %d (%s)", KINDS[finding.kind].title.lower(), len(finding.cases), example)
     if found.manifest.skipped:
         log.warning("%s", summarise_skipped(found.manifest.skipped))

@@ -126,7 +126,7 @@ def _(root: Path) -> Made:
     raw = bytearray(encoded(scene(1), "PNG"))
     raw[16:24] = struct.pack(">II", 20_000, 20_000)
     raw[29:33] = struct.pack(">I", zlib.crc32(raw[12:29]))
-    return put_bad(root, "red/x.png", bytes(raw), "20000x20000 is more than 100 megapixels")
+    return put_bad(root, "red/x.png", bytes(raw), "more than 100 megapixels")
 
 
 # Photos and each other
@@ -162,7 +162,13 @@ def _(root: Path) -> Made:
     put(root, "test/red/bolt-1.jpg", encoded(scene(1), "JPEG"))
     put(root, "train/red/bolt-2.jpg", encoded(scene(2), "JPEG"))
     paths = ("test/red/bolt-1.jpg", "train/red/bolt-2.jpg")
-    return Made(paths, detail="train and test", data={"group_pattern": "[a-z]+-"})
+    return Made(paths, detail="train and test", data={"group_pattern": "[a-z]+-"}, also=("ungrouped",))
+
+
+@makes("ungrouped")
+def _(root: Path) -> Made:
+    put(root, "red/bolt-1.jpg", encoded(scene(1), "JPEG"))
+    return Made((), detail="blue/0.jpg: in no group, as ", data={"group_pattern": "[a-z]+-"})
 
 
 @makes("near_label_conflict")
@@ -231,6 +237,13 @@ def _(root: Path) -> Made:
 @makes("wrong_extension")
 def _(root: Path) -> Made:
     return put(root, "red/x.jpg", encoded(scene(1), "PNG"))
+
+
+@pytest.mark.parametrize("name", ["x.txt", "x.mp4", "x.PDF"])
+def test_a_photo_that_claims_to_be_no_photo_lies_too(name: str, photos: Path) -> None:
+    put(photos, f"red/{name}", encoded(scene(1), "JPEG"))
+    (finding,) = audit(source(photos), 0).findings
+    assert (finding.kind, finding.cases[0].detail) == ("wrong_extension", "it is JPEG")
 
 
 @makes("tiny")

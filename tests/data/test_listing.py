@@ -179,11 +179,11 @@ def test_a_class_that_train_lacks(label: str, hint: str, make: Make) -> None:
     assert refusal(address) == f"{address}/test/{label} is a class that {address}/Train lacks{hint}"
 
 
-@pytest.mark.parametrize("name", ["re\nd", "re\x07d"])
-def test_a_class_name_that_fits_no_line_is_refused(name: str, make: Make) -> None:
+@pytest.mark.parametrize(("name", "shown"), [("re\nd", r"re\nd"), ("re\x07d", r"re\x07d")])
+def test_a_class_name_that_fits_no_line_is_refused(name: str, shown: str, make: Make) -> None:
     address = make([f"{name}/0.jpg", "blue/0.jpg"])
     assert refusal(address) == (
-        f"the folder {name} in {address} has a name that cannot be written in a line of UTF-8; rename it"
+        f"the folder {shown} in {address} has a name that cannot be written in a line of UTF-8; rename it"
     )
 
 

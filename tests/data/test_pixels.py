@@ -132,7 +132,7 @@ def test_what_a_killed_run_has_left_is_used(
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 0))  # type: ignore[attr-defined]
     with caplog.at_level(logging.INFO):
         after = taken("disk", manifest)
-    assert caplog.messages == ["data.cache=disk: the decoded photos in pixels are used again"]
+    assert caplog.messages[-1:] == ["data.cache=disk: the decoded photos in pixels are used again"]
     assert all(np.array_equal(a, b) for a, b in zip(before["train"], after["train"], strict=True))
 
 

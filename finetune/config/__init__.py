@@ -1,0 +1,48 @@
+"""The schema: what every key of every command means and which values it takes.
+
+Hydra composes `conf/*.yaml`, which holds the defaults; these models judge the result. A field's description is its
+`--help` text, so it is written once.
+"""
+
+from __future__ import annotations
+
+from finetune.config.augment import AugmentConfig
+from finetune.config.commands import (
+    CheckConfig,
+    EvaluateConfig,
+    ExportConfig,
+    ModelsConfig,
+    PredictConfig,
+    ServeConfig,
+    TrainConfig,
+)
+from finetune.config.photos import DataConfig, SourceConfig
+from finetune.config.training import (
+    FreezeConfig,
+    ImbalanceConfig,
+    ModelConfig,
+    OptimizerConfig,
+    ProbeConfig,
+    ScheduleConfig,
+    TrainerConfig,
+)
+
+__all__ = [
+    "AugmentConfig",
+    "CheckConfig",
+    "DataConfig",
+    "EvaluateConfig",
+    "ExportConfig",
+    "FreezeConfig",
+    "ImbalanceConfig",
+    "ModelConfig",
+    "ModelsConfig",
+    "OptimizerConfig",
+    "PredictConfig",
+    "ProbeConfig",
+    "ScheduleConfig",
+    "ServeConfig",
+    "SourceConfig",
+    "TrainConfig",
+    "TrainerConfig",
+]

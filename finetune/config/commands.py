@@ -1,0 +1,125 @@
+"""Every command and the keys that are its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator
+
+from finetune.config.augment import AugmentConfig
+from finetune.config.photos import DataConfig, Fit, SidePx, SourceConfig
+from finetune.config.training import (
+    FreezeConfig,
+    ImbalanceConfig,
+    ModelConfig,
+    OptimizerConfig,
+    ProbeConfig,
+    ScheduleConfig,
+    TrainerConfig,
+)
+from finetune.schema import Address, Place, Section
+
+
+class TrainConfig(Section):
+    """Fine-tune a classifier on a folder of photos; writes the run folder."""
+
+    data: DataConfig
+    model: ModelConfig
+    freeze: FreezeConfig
+    probe: ProbeConfig
+    augment: AugmentConfig
+    imbalance: ImbalanceConfig
+    optimizer: OptimizerConfig
+    schedule: ScheduleConfig
+    trainer: TrainerConfig
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(description="decides splits, order, augmentation, head weights")
+    output: Place = Field(description="the run folder to write; the same command again resumes or says it is finished")
+
+
+class CheckDataConfig(SourceConfig):
+    image_size: SidePx = Field(description="preview: side of the squares, in px; give what train gets")
+    fit: Fit = Field(description="preview: as for train")
+
+
+class CheckAugmentConfig(AugmentConfig):
+    preview: Place | None = Field(
+        description="picture to write, .png or .jpg: a photo of each class and eight distortions of it; null: none"
+    )
+
+    @field_validator("preview")
+    @classmethod
+    def _is_picture(cls, place: Path | None) -> Path | None:
+        if place is not None and place.suffix.lower() not in (".png", ".jpg", ".jpeg"):
+            raise ValueError("its name must end in .png or .jpg")
+        return place
+
+
+class CheckConfig(Section):
+    """Read every photo and say what training would use, skip and refuse; show what augmentation does."""
+
+    data: CheckDataConfig
+    augment: CheckAugmentConfig
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(description="decides splits and augmentation, as for train")
+    output: Place = Field(description="folder for audit.json and audit.html, the page with thumbnails")
+
+
+class EvaluateDataConfig(Section):
+    root: Address | None = Field(description="another labelled folder, all of it; null: the run's own split")
+
+
+class EvaluateConfig(Section):
+    """Measure a run's model, in torch, on its test split or on another folder."""
+
+    run: Place = Field(description="run folder of `finetune train`")
+    data: EvaluateDataConfig
+    split: Literal["train", "val", "test"] = Field(description="which split of the run's own photos")
+    output: Place | None = Field(description="folder for predictions.csv and report.html; null: RUN/evaluation")
+
+
+class ExportConfig(Section):
+    """Turn a run into a bundle: one ONNX file, checked against the trained model photo by photo."""
+
+    run: Place = Field(description="run folder of `finetune train`")
+    output: Place = Field(description="model repository to write the bundle into")
+    name: str | None = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$", description="the model's name in it; null: the run folder's name"
+    )
+    parity_limit: Annotated[float, Field(gt=0)] = Field(
+        description="largest difference of any probability between torch and onnxruntime; above it nothing is written"
+    )
+
+
+class PredictConfig(Section):
+    """Classify a photo, or all photos of a folder or an archive, with a bundle; needs no torch."""
+
+    model: Place = Field(description="bundle: the model's folder in a repository, or one version of it")
+    input: Address = Field(
+        description="a photo, a folder that is searched through, a .zip, .tar shards, or any fsspec address"
+    )
+    output: Place = Field(description="CSV file to write: path,label,probability,error")
+    probabilities: bool = Field(description="add one column a class")
+    batch_size: Annotated[int, Field(ge=1, le=256)] = Field(description="photos per model call")
+    device: Literal["auto", "cpu", "cuda"] = Field(description="auto: cuda if it works, else cpu")
+
+
+class ServeConfig(Section):
+    """Serve every bundle of a model repository over HTTP."""
+
+    models: Place = Field(description="model repository, or the folder of one model")
+    host: str = Field(description="address to listen on; 0.0.0.0 for every interface")
+    port: Annotated[int, Field(ge=0, le=65535)] = Field(description="port to listen on; 0 takes a free one")
+    device: Literal["auto", "cpu", "cuda"] = Field(description="auto: cuda if it works, else cpu; cuda: cuda or refuse")
+    threads: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
+        description="processor threads per model; auto: cores"
+    )
+    max_body_mb: Annotated[float, Field(gt=0)] = Field(description="largest request body in MB; above it 413")
+    max_photos: Annotated[int, Field(ge=1)] = Field(description="most photos in one request; above it 413")
+    grace_s: Annotated[int, Field(ge=1)] = Field(description="seconds that running requests get after SIGTERM")
+
+
+class ModelsConfig(Section):
+    """List the backbones that `model.backbone` takes and where their weights would come from."""
+
+    filter: str = Field(description="shell pattern of the names, such as 'resnet*'")
+    offline: bool = Field(description="only those whose weights are on this machine")

@@ -1,0 +1,81 @@
+"""What is trained, how deep, and by which rule."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from finetune.schema import Fraction, Section
+
+Photos = Annotated[int, Field(ge=0)]
+
+
+class ModelConfig(Section):
+    backbone: str = Field(description="any timm architecture; `finetune models` lists them")
+    weights: str = Field(
+        description="auto: an installed package, else timm's hub cache, else its hub; none: random; "
+        "or a .safetensors, .pth or .ckpt file"
+    )
+    features: Literal["auto", "last", "stages", "all"] = Field(
+        description="what the head sees, pooled: the last layer, every stage, or both; auto: validation chooses for "
+        "freeze=head, else last"
+    )
+
+
+class FreezeConfig(Section):
+    mode: Literal["auto", "head", "partial", "full"] = Field(
+        description="head: train the head on kept features; partial: the top layers too; full: everything; "
+        "auto: by the number of training photos"
+    )
+    top_groups: Annotated[float, Field(gt=0)] = Field(
+        description="partial: depth groups that train, from the top; below 1 a fraction of them"
+    )
+    head_below: Photos = Field(description="auto: fewer training photos than this train the head only")
+    full_from: Photos = Field(description="auto: this many training photos or more train everything")
+
+
+class ProbeConfig(Section):
+    """freeze=head: a linear head on the features of a frozen backbone."""
+
+    l2: list[Annotated[float, Field(gt=0)]] = Field(
+        min_length=1, description="weights of the L2 penalty to try; validation chooses"
+    )
+    size_factors: list[Annotated[float, Field(gt=0)]] = Field(
+        min_length=1, description="data.image_size=auto tries the backbone's own size times each of these"
+    )
+
+
+class ImbalanceConfig(Section):
+    """Classes with many more training photos than others."""
+
+    method: Literal["auto", "none", "class_weights", "balanced_sampler", "focal"] = Field(
+        description="class_weights: every class counts the same in the loss; balanced_sampler: every class is drawn "
+        "equally often; focal: photos that are right already count less; none: every photo counts the same; "
+        "auto: class_weights from imbalance.auto_ratio on, else none"
+    )
+    focal_gamma: Annotated[float, Field(ge=0)] = Field(
+        description="focal: how much less; 0 is cross-entropy (Lin et al. 2017: 2)"
+    )
+    auto_ratio: Annotated[float, Field(ge=1)] = Field(
+        description="auto: least ratio of training photos, largest class to smallest, at which classes are weighted"
+    )
+
+
+class OptimizerConfig(Section):
+    name: Literal["adamw", "sgd"] = Field(description="sgd is with Nesterov momentum")
+    learning_rate: Annotated[float, Field(gt=0)] = Field(description="peak learning rate")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(description="decay of weights; biases and norms are spared")
+    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(description="momentum of sgd, first beta of adamw")
+
+
+class ScheduleConfig(Section):
+    name: Literal["cosine", "none"] = Field(description="cosine: from the peak to 0; none: constant")
+    warmup_fraction: Fraction = Field(description="share of all steps that rise linearly to the peak")
+
+
+class TrainerConfig(Section):
+    max_epochs: Annotated[int, Field(ge=1)] = Field(description="passes over the training photos, for partial and full")
+    patience: Annotated[int, Field(ge=1)] = Field(description="epochs without a better validation loss before stopping")
+    accelerator: Literal["auto", "cpu", "gpu"] = Field(description="where training runs; auto: a GPU if there is one")
+    precision: Literal["32-true", "16-mixed", "bf16-mixed"] = Field(description="Lightning's name of the arithmetic")
