@@ -1,8 +1,9 @@
 """Seeded splits that stay where they are as a folder grows.
 
 A photo's split is decided by a hash of the seed and of its content (or of what it belongs together with) and by nothing
-else, so photos that come or go move no other. The price: a class gives its fraction on average, not to the photo. Of n
-photos, n * fraction +- 2 * sqrt(n * fraction * (1 - fraction)) fall into a split, 95 times in 100.
+else, so photos that come or go move none but those that they belong together with. The price: a class gives its
+fraction on average, not to the photo. Of n photos, n * fraction +- 2 * sqrt(n * fraction * (1 - fraction)) fall into a
+split, 95 times in 100.
 """
 
 from __future__ import annotations
