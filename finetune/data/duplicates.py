@@ -8,19 +8,22 @@ from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import connected_components
 
 HASH_BITS = 64
 # Rows of a bucket that are compared with all others of it at once.
 ROWS_AT_ONCE = 512
 
 Hashes = NDArray[np.uint64]
+Places = NDArray[np.intp]
 
 
 def near_pairs(hashes: Sequence[int | None], most_bits: int) -> Iterator[tuple[int, int]]:
     """Yield pairs of positions whose 64-bit hashes differ in at most `most_bits` bits; None is near nothing.
 
-    Equal hashes are chained, not paired each with each. Two hashes that differ in k bits agree in at least one of k + 1
-    bands of bits, so only those that share a band are compared.
+    Equal hashes are chained, not paired each with each, and so are sets in which most are near each other. Two hashes
+    that differ in k bits agree in at least one of k + 1 bands of bits, so only those that share a band are compared.
     """
     places: dict[int, list[int]] = defaultdict(list)
     for position, value in enumerate(hashes):
@@ -45,13 +48,26 @@ def _near_values(unique: Hashes, most_bits: int) -> Iterator[tuple[int, int]]:
                 yield from _near_in(unique, bucket, most_bits)
 
 
-def _near_in(unique: Hashes, bucket: NDArray[np.intp], most_bits: int) -> Iterator[tuple[int, int]]:
+def _near_in(unique: Hashes, bucket: Places, most_bits: int) -> Iterator[tuple[int, int]]:
     values = unique[bucket]
     for start in range(0, len(bucket), ROWS_AT_ONCE):
         rows = values[start : start + ROWS_AT_ONCE]
         near = np.bitwise_count(rows[:, None] ^ values[None, :]) <= most_bits
-        for row, column in zip(*np.nonzero(np.triu(near, k=start + 1)), strict=True):
-            yield int(bucket[start + row]), int(bucket[column])
+        row, column = np.nonzero(np.triu(near, k=start + 1))
+        if len(row) > len(bucket):
+            row, column = _chained(start + row, column, len(bucket))
+        else:
+            row += start
+        yield from zip(bucket[row].tolist(), bucket[column].tolist(), strict=True)
+
+
+def _chained(row: Places, column: Places, count: int) -> tuple[Places, Places]:
+    """Return fewer pairs that hold the same sets together: photos of a fixed camera may all be near each other."""
+    graph = csr_array((np.ones(len(row), dtype=np.bool_), (row, column)), shape=(count, count))
+    _, labels = connected_components(graph, directed=False)
+    order = np.argsort(labels, kind="stable")
+    linked = labels[order[1:]] == labels[order[:-1]]
+    return order[:-1][linked], order[1:][linked]
 
 
 class Together:

@@ -49,11 +49,11 @@ def list_table(store: TableStore, class_from: ClassFrom) -> list[Listed]:
 
 
 def _find(store: TableStore, paths: Sequence[str]) -> list[File]:
-    """Find each file; where there is none, a path as Windows writes it may be meant."""
+    """Find each file; where there is none, a path as Windows writes it may be meant, or one without its spaces."""
     files = list(store.find(paths))
-    elsewhere = [number for number, file in enumerate(files) if file.problem and "\\" in file.path]
-    turned = [posixpath.normpath(paths[number].replace("\\", "/")) for number in elsewhere]
-    for number, file in zip(elsewhere, store.find(turned), strict=True):
+    meant = [posixpath.normpath(path.replace("\\", "/").strip()) for path in paths]
+    elsewhere = [number for number, file in enumerate(files) if file.problem and meant[number] != paths[number]]
+    for number, file in zip(elsewhere, store.find([meant[number] for number in elsewhere]), strict=True):
         files[number] = file
     return files
 

@@ -128,6 +128,12 @@ def test_windows_paths_are_accepted_where_no_file_is_called_so(beside: Path) -> 
     ]
 
 
+def test_spaces_around_a_path_are_passed_over_where_no_file_is_called_so(beside: Path) -> None:
+    (beside / " odd.jpg").write_bytes(b"x")
+    address = write_table(beside, "path, label\n red/0.jpg , a\n odd.jpg, b\n")
+    assert [(row[0], row[1], row[4]) for row in rows(address)] == [(" odd.jpg", "b", ""), ("red/0.jpg", "a", "")]
+
+
 def test_labels_are_not_needed_where_none_are_wanted(beside: Path) -> None:
     address = write_table(beside, "path\nred/0.jpg\nblue/1.jpg\n")
     assert rows(address, "none") == [("blue/1.jpg", "", "", "", ""), ("red/0.jpg", "", "", "", "")]
