@@ -22,7 +22,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from finetune.config import SourceConfig
+from finetune.config import FreezeConfig, SourceConfig
 from finetune.data.manifest import Manifest
 
 if TYPE_CHECKING:
@@ -50,6 +50,12 @@ def source(root: Path | str, **data: object) -> SourceConfig:
     """Return the data section of `finetune check`, with its defaults."""
     values = yaml.safe_load((ROOT / "conf/source.yaml").read_text())
     return SourceConfig.model_validate({**values, "root": str(root), **data})
+
+
+def freeze_config(**changes: object) -> FreezeConfig:
+    """Return freeze=auto, but for these keys."""
+    values = yaml.safe_load((ROOT / "conf/freeze/auto.yaml").read_text())
+    return FreezeConfig.model_validate({**values, **changes})
 
 
 def manifest_of(root: Path | str, seed: int = 0, **data: object) -> Manifest:

@@ -87,7 +87,7 @@ def test_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
         ),
         (
             ["train", "freeze=hed"],
-            "finetune train: freeze=hed is wrong: choose from auto, full, head, partial; did you mean 'head'?",
+            "finetune train: freeze=hed is wrong: choose from auto, full, gradual, head, partial; did you mean 'head'?",
         ),
         (
             ["train", "schedule=[cosine,non]"],

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from finetune.schema import Fraction, Section
 
 Photos = Annotated[int, Field(ge=0)]
+GroupNumber = Annotated[int, Field(ge=0)]
+
+
+def _in_order(pair: tuple[int, int]) -> tuple[int, int]:
+    if pair[0] > pair[1]:
+        raise ValueError("give the lower depth first")
+    return pair
 
 
 class ModelConfig(Section):
@@ -24,12 +31,18 @@ class ModelConfig(Section):
 
 
 class FreezeConfig(Section):
-    mode: Literal["auto", "head", "partial", "full"] = Field(
-        description="head: train the head on kept features; partial: the top layers too; full: everything; "
-        "auto: by the number of training photos"
+    mode: Literal["auto", "head", "partial", "full", "gradual"] = Field(
+        description="head: train the head on kept features; partial: some layers too; full: everything; gradual: the "
+        "head first, then from the top down; auto: by the number of training photos"
     )
     top_groups: Annotated[float, Field(gt=0)] = Field(
         description="partial: depth groups that train, from the top; below 1 a fraction of them"
+    )
+    groups: Annotated[tuple[GroupNumber, GroupNumber], AfterValidator(_in_order)] | None = Field(
+        description="partial: the first and last depth group that train, counted from the stem, 0; null: the top ones"
+    )
+    epochs_per_group: Annotated[float, Field(gt=0)] = Field(
+        description="gradual: epochs after which the next depth group begins to train; 0.5: two groups an epoch"
     )
     head_below: Photos = Field(description="auto: fewer training photos than this train the head only")
     full_from: Photos = Field(description="auto: this many training photos or more train everything")
@@ -67,6 +80,9 @@ class OptimizerConfig(Section):
     learning_rate: Annotated[float, Field(gt=0)] = Field(description="peak learning rate")
     weight_decay: Annotated[float, Field(ge=0)] = Field(description="decay of weights; biases and norms are spared")
     momentum: Annotated[float, Field(ge=0, lt=1)] = Field(description="momentum of sgd, first beta of adamw")
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = Field(
+        description="each depth group learns at this share of the rate of the one above it; 1: all at the same rate"
+    )
 
 
 class ScheduleConfig(Section):

@@ -37,7 +37,8 @@ class Backbone(nn.Module):
         self.network = network
         was_training = network.training
         network.eval()
-        with torch.inference_mode():
+        # not inference_mode: some networks keep what they make here, and train with it
+        with torch.no_grad():
             images = torch.zeros(2, 3, image_size, image_size)
             self.last_width = self(images, "last").shape[1]
             self.stages_width = self(images, "stages").shape[1]
@@ -116,11 +117,12 @@ def build_empty_backbone(name: str, image_size: int) -> Backbone:
 
 
 def _without_classifier(network: nn.Module, name: str, image_size: int) -> Backbone:
-    network.reset_classifier(0)  # type: ignore[operator]
+    if hasattr(network, "reset_classifier"):  # encoders have none
+        network.reset_classifier(0)  # type: ignore[operator]
     try:
         return Backbone(network, image_size)
     except (AssertionError, RuntimeError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise FinetuneError(f"{name} cannot take data.image_size={image_size}: {reason}") from None
 
 

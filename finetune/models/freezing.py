@@ -1,47 +1,74 @@
-"""Which parameters train: a pure function of the configuration, applied anew, never a state to be restored."""
+"""Which parameters train, from which epoch and how fast: a pure function of the configuration, never a state."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
-from timm.models import group_parameters
 from torch import nn
 
+from finetune.config import FreezeConfig
 from finetune.errors import FinetuneError
 from finetune.models.classifier import Classifier
+from finetune.models.depth import depth_groups
 
-Depth = Literal["head", "partial", "full"]
+Depth = Literal["head", "partial", "full", "gradual"]
+PREFIX = "backbone.network."
 
 
-def depth_groups(classifier: Classifier) -> list[list[str]]:
-    """Return the backbone's parameter names in groups from the stem to the top, by timm's own `group_matcher`.
+@dataclass(frozen=True)
+class PlannedGroup:
+    """A depth of the network. from_epoch: when it begins to train, counted from 0; None: never.
 
-    Names are those of the classifier's parameters.
+    rate: its learning rate as a share of the head's; parameters: how many numbers.
     """
-    network = classifier.backbone.network
-    groups = group_parameters(network, network.group_matcher(coarse=False), reverse=False)  # type: ignore[operator]
-    return [[f"backbone.network.{name}" for name in groups[number]] for number in sorted(groups)]
+
+    modules: str
+    names: tuple[str, ...]
+    parameters: int
+    from_epoch: int | None
+    rate: float
 
 
-def trainable_names(classifier: Classifier, depth: Depth, top_groups: float) -> frozenset[str]:
-    """Return the names of the parameters that train.
+@dataclass(frozen=True)
+class FreezingPlan:
+    """Every parameter of a classifier in one group each, from the stem to the head."""
 
-    top_groups, for partial: how many depth groups from the top; below 1 a fraction of them, rounded up.
+    groups: tuple[PlannedGroup, ...]
+
+    def trainable(self, epoch: int) -> frozenset[str]:
+        """Return the names of the parameters that train in an epoch, counted from 0."""
+        opened = (group for group in self.groups if group.from_epoch is not None and group.from_epoch <= epoch)
+        return frozenset(name for group in opened for name in group.names)
+
+    @cached_property
+    def ever(self) -> frozenset[str]:
+        """The names of the parameters that train in some epoch."""
+        return frozenset(name for group in self.groups if group.from_epoch is not None for name in group.names)
+
+    @cached_property
+    def rates(self) -> dict[str, float]:
+        """Each parameter's learning rate, as a share of the head's."""
+        return {name: group.rate for group in self.groups for name in group.names}
+
+
+def plan_freezing(classifier: Classifier, config: FreezeConfig, depth: Depth, layer_decay: float) -> FreezingPlan:
+    """Decide for every depth of the backbone, and for the head, from when and how fast it trains.
+
+    layer_decay: each depth learns at this share of the rate of the one above it.
     """
-    head = [f"head.{name}" for name, _ in classifier.head.named_parameters()]
-    if depth == "head":
-        return frozenset(head)
-    groups = depth_groups(classifier)
-    if depth == "full":
-        return frozenset(name for name, _ in classifier.named_parameters())
-    count = math.ceil(top_groups * len(groups)) if top_groups < 1 else round(top_groups)
-    if count > len(groups):
-        raise FinetuneError(
-            f"freeze.top_groups={top_groups:g}, but this backbone has {len(groups)} depth groups; "
-            f"use 1 to {len(groups)}, or freeze=full"
-        )
-    return frozenset(head + [name for group in groups[-count:] for name in group])
+    sizes = {name: parameter.numel() for name, parameter in classifier.named_parameters()}
+    found = depth_groups(classifier.backbone.network)
+    groups = []
+    for number, (group, from_epoch) in enumerate(zip(found, _from_epochs(len(found), config, depth), strict=True)):
+        names = tuple(PREFIX + name for name in group.names)
+        rate = layer_decay ** (len(found) - number)
+        groups.append(PlannedGroup(group.modules, names, sum(sizes[name] for name in names), from_epoch, rate))
+    head = tuple(f"head.{name}" for name, _ in classifier.head.named_parameters())
+    groups.append(PlannedGroup("head", head, sum(sizes[name] for name in head), 0, 1.0))
+    return FreezingPlan(tuple(groups))
 
 
 def apply_freezing(classifier: Classifier, trainable: frozenset[str]) -> None:
@@ -56,10 +83,43 @@ def apply_freezing(classifier: Classifier, trainable: frozenset[str]) -> None:
     _rest_frozen(classifier)
 
 
-def _rest_frozen(module: nn.Module) -> None:
+def _from_epochs(count: int, config: FreezeConfig, depth: Depth) -> list[int | None]:
+    """Return for each depth of the backbone, from the stem up, when it begins to train."""
+    if depth == "head":
+        return [None] * count
+    if depth == "full":
+        return [0] * count
+    if depth == "gradual":
+        return [math.ceil((count - number) * config.epochs_per_group) for number in range(count)]
+    first, last = config.groups if config.groups is not None else _top(count, config.top_groups)
+    if last >= count:
+        raise FinetuneError(
+            f"freeze.groups=[{first},{last}], but this backbone has {count} depth groups, 0 to {count - 1}"
+        )
+    return [0 if first <= number <= last else None for number in range(count)]
+
+
+def _top(count: int, top_groups: float) -> tuple[int, int]:
+    top = math.ceil(top_groups * count) if top_groups < 1 else round(top_groups)
+    if top > count:
+        raise FinetuneError(
+            f"freeze.top_groups={top_groups:g}, but this backbone has {count} depth groups; "
+            f"use 1 to {count}, or freeze=full"
+        )
+    return count - top, count - 1
+
+
+def _rest_frozen(module: nn.Module) -> bool:
+    """Put what is frozen into eval mode; returns whether all of the module is."""
     parameters = list(module.parameters())
     if parameters and not any(parameter.requires_grad for parameter in parameters):
         module.eval()
-        return
+        return True
+    before_is_frozen = False
     for child in module.children():
-        _rest_frozen(child)
+        if next(child.parameters(), None) is not None:
+            before_is_frozen = _rest_frozen(child)
+        elif before_is_frozen:
+            # a dropout has nothing to freeze; it belongs to what it follows
+            child.eval()
+    return False

@@ -15,7 +15,7 @@ from finetune.config import TrainConfig
 from finetune.data.manifest import Manifest, Photo
 from finetune.models.backbone import BackboneSpec, FeatureSet, build_backbone, takes_any_size
 from finetune.models.classifier import Classifier
-from finetune.models.freezing import trainable_names
+from finetune.models.freezing import plan_freezing
 from finetune.preprocess import Preprocessing
 from finetune.run import Run
 from finetune.training.features import Features, KeptFeatures
@@ -144,11 +144,11 @@ def _build(
 
 def _save_checkpoints(config: TrainConfig, handling: Handling, classifier: Classifier, run: Run) -> None:
     """Leave the checkpoints that other ways of training leave, so that Lightning can train on from here."""
-    trainable = trainable_names(classifier, "head", config.freeze.top_groups)
+    plan = plan_freezing(classifier, config.freeze, "head", config.optimizer.layer_decay)
     trainer = quiet_trainer(accelerator="cpu", enable_progress_bar=False, default_root_dir=run.path)
     # any loss: checkpoints hold nothing of it
     loss = ClassificationLoss()
-    module = FineTuner(classifier, trainable, config.optimizer, config.schedule, loss, handling.judge)
+    module = FineTuner(classifier, plan, config.optimizer, config.schedule, loss, handling.judge)
     trainer.strategy.connect(module)
     for name in ("best.ckpt", "last.ckpt"):
         trainer.save_checkpoint(run.checkpoints / name)

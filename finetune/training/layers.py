@@ -28,7 +28,7 @@ from finetune.files import write_text
 from finetune.models.allocator import keep_freed_memory
 from finetune.models.backbone import BackboneSpec, build_backbone
 from finetune.models.classifier import Classifier
-from finetune.models.freezing import Depth, apply_freezing, trainable_names
+from finetune.models.freezing import Depth, apply_freezing, plan_freezing
 from finetune.preprocess import Preprocessing
 from finetune.progress import track
 from finetune.run import Run
@@ -37,6 +37,7 @@ from finetune.training.fitted import Fitted
 from finetune.training.imbalance import Handling
 from finetune.training.mixing import BatchMixing
 from finetune.training.module import FineTuner, quiet_trainer
+from finetune.training.plan_table import describe_plan
 from finetune.training.probe import fit_temperature
 
 log = logging.getLogger(__name__)
@@ -55,7 +56,8 @@ def fit_layers(
     size = spec.image_size if config.data.image_size == "auto" else config.data.image_size
     preprocessing = Preprocessing(image_size=size, fit=config.data.fit, alpha_over=config.data.alpha_over)
     classifier, weights_from = _build(config, spec, manifest, size)
-    trainable = trainable_names(classifier, depth, config.freeze.top_groups)
+    plan = plan_freezing(classifier, config.freeze, depth, config.optimizer.layer_decay)
+    log.info(describe_plan(plan, config.optimizer.learning_rate))
     augmentation = Augmentation(config.augment, preprocessing, _colour_pca(config.augment, manifest, run))
     stages: dict[Split, Stage] = {"train": augmentation.stage, "val": preprocessing}
     data = PhotoData(
@@ -75,11 +77,11 @@ def fit_layers(
     mixes = config.augment.mixup > 0 or config.augment.cutmix > 0
     mixing = BatchMixing(config.augment, len(manifest.classes), config.seed) if mixes else None
     loss = handling.training_loss(manifest.targets(manifest.of("train")), len(manifest.classes))
-    module = FineTuner(classifier, trainable, config.optimizer, config.schedule, loss, handling.judge, mixing)
+    module = FineTuner(classifier, plan, config.optimizer, config.schedule, loss, handling.judge, mixing)
     _fit(trainer, module, data, run)
     if run.pixels.exists():
         shutil.rmtree(run.pixels)
-    _load_best(classifier, Path(best.best_model_path), trainable)
+    _load_best(classifier, Path(best.best_model_path), plan.ever)
     classifier.to(device)
 
     def score(photos: Sequence[Photo]) -> Tensor:
@@ -95,7 +97,7 @@ def fit_layers(
         weights_from=weights_from,
         val_accuracy=judged.accuracy,
         val_balanced_accuracy=judged.balanced_accuracy,
-        trainable_parameters=sum(p.numel() for name, p in classifier.named_parameters() if name in trainable),
+        trainable_parameters=sum(p.numel() for name, p in classifier.named_parameters() if name in plan.ever),
         photos_seen=len(manifest.of("train")) * len(rows.rows),
         metrics=rows.rows,
         score=score,

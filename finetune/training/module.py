@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import logging
 import math
+from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from finetune.config import OptimizerConfig, ScheduleConfig
 from finetune.errors import FinetuneError
 from finetune.models.classifier import Classifier
-from finetune.models.freezing import apply_freezing
+from finetune.models.freezing import FreezingPlan, apply_freezing
 from finetune.training.imbalance import Judgement
 from finetune.training.loss import ClassificationLoss
 from finetune.training.mixing import BatchMixing
@@ -29,7 +30,7 @@ def quiet_trainer(**options: Any) -> pl.Trainer:
 
 
 class FineTuner(pl.LightningModule):
-    """Trains the named parameters of a classifier; the rest stays bit-identical.
+    """Trains what the plan says of a classifier; the rest stays bit-identical.
 
     judge: from logits (N, classes) and targets (N,) of all validation photos; mixing: blends the batches that are
     trained on, and no others.
@@ -38,7 +39,7 @@ class FineTuner(pl.LightningModule):
     def __init__(
         self,
         classifier: Classifier,
-        trainable: frozenset[str],
+        plan: FreezingPlan,
         optimizer: OptimizerConfig,
         schedule: ScheduleConfig,
         loss: ClassificationLoss,
@@ -46,7 +47,7 @@ class FineTuner(pl.LightningModule):
         mixing: BatchMixing | None = None,
     ) -> None:
         super().__init__()
-        self.classifier, self.trainable, self.mixing = classifier, trainable, mixing
+        self.classifier, self.plan, self.mixing = classifier, plan, mixing
         self.optimizer_config, self.schedule_config = optimizer, schedule
         self.loss, self.judge = loss, judge
         self.validated: list[Batch] = []
@@ -55,12 +56,15 @@ class FineTuner(pl.LightningModule):
         """Every way back to training mode, Lightning's included, leaves the frozen parts in eval mode."""
         super().train(mode)
         if mode:
-            apply_freezing(self.classifier, self.trainable)
+            self._freeze()
         return self
 
     def on_train_epoch_start(self) -> None:
+        self._freeze()
+
+    def _freeze(self) -> None:
         # from the configuration and not from a checkpoint, so that a resumed run is frozen as it was
-        apply_freezing(self.classifier, self.trainable)
+        apply_freezing(self.classifier, self.plan.trainable(self.current_epoch))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         images, targets = batch
@@ -113,10 +117,12 @@ class FineTuner(pl.LightningModule):
     def _optimizer(self) -> torch.optim.Optimizer:
         """Build all parameter groups once, frozen parameters included: without a gradient they are not touched."""
         config = self.optimizer_config
-        parameters = list(self.classifier.parameters())
+        alike: dict[tuple[float, float], list[nn.Parameter]] = defaultdict(list)
+        for name, parameter in self.classifier.named_parameters():
+            decay = config.weight_decay if parameter.ndim > 1 else 0.0
+            alike[config.learning_rate * self.plan.rates[name], decay].append(parameter)
         groups = [
-            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
-            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+            {"params": parameters, "lr": rate, "weight_decay": decay} for (rate, decay), parameters in alike.items()
         ]
         if config.name == "sgd":
             return torch.optim.SGD(

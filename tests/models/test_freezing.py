@@ -6,7 +6,9 @@ import torch
 from finetune.errors import FinetuneError
 from finetune.models.backbone import build_backbone, describe_backbone
 from finetune.models.classifier import Classifier
-from finetune.models.freezing import Depth, apply_freezing, depth_groups, trainable_names
+from finetune.models.depth import depth_groups
+from finetune.models.freezing import PREFIX, Depth, FreezingPlan, apply_freezing, plan_freezing
+from tests.conftest import freeze_config
 
 NETWORKS = ["test_resnet", "test_efficientnet", "test_vit", "test_convnext"]
 
@@ -23,13 +25,20 @@ def build(name: str) -> Classifier:
     return classifier
 
 
+def plan(classifier: Classifier, depth: Depth, layer_decay: float = 1.0, **freeze: object) -> FreezingPlan:
+    return plan_freezing(classifier, freeze_config(**freeze), depth, layer_decay)
+
+
+def trainable_names(classifier: Classifier, depth: Depth, top: float = 1) -> frozenset[str]:
+    return plan(classifier, depth, top_groups=top).trainable(0)
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 def test_depth_groups_hold_every_backbone_parameter_once(name: str) -> None:
-    classifier = build(name)
-    grouped = [parameter for group in depth_groups(classifier) for parameter in group]
-    wanted = [parameter for parameter, _ in classifier.named_parameters() if parameter.startswith("backbone.")]
-    assert sorted(grouped) == sorted(wanted)
-    assert len(depth_groups(classifier)) >= 3
+    network = build(name).backbone.network
+    grouped = [parameter for group in depth_groups(network) for parameter in group.names]
+    assert sorted(grouped) == sorted(parameter for parameter, _ in network.named_parameters())
+    assert len(depth_groups(network)) >= 3
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -57,10 +66,9 @@ def test_one_step_moves_exactly_what_is_planned(name: str, depth: Depth, top: fl
 @pytest.mark.parametrize("name", NETWORKS)
 def test_partial_trains_a_top_part_of_the_backbone(name: str) -> None:
     classifier = build(name)
-    groups = depth_groups(classifier)
+    groups = plan(classifier, "full").groups
     one = trainable_names(classifier, "partial", 1)
-    assert set(groups[-1]) <= one
-    assert not set(groups[0]) & one
+    assert one == {*groups[-1].names, *groups[-2].names}
     assert trainable_names(classifier, "head", 1) < one < trainable_names(classifier, "full", 1)
 
 
@@ -75,9 +83,61 @@ def test_frozen_dropout_is_off_and_trained_dropout_is_on() -> None:
 
 def test_more_groups_than_there_are_is_an_error_with_the_range() -> None:
     classifier = build("test_resnet")
-    count = len(depth_groups(classifier))
+    count = len(depth_groups(classifier.backbone.network))
     with pytest.raises(FinetuneError) as refused:
         trainable_names(classifier, "partial", 99)
     assert str(refused.value) == (
         f"freeze.top_groups=99, but this backbone has {count} depth groups; use 1 to {count}, or freeze=full"
     )
+
+
+@pytest.mark.parametrize(
+    ("groups", "names"), [((0, 0), ["conv1", "bn1"]), ((1, 2), ["layer1", "layer2"]), ((4, 4), ["layer4"])]
+)
+def test_a_range_of_depths_trains_with_the_head(groups: tuple[int, int], names: list[str]) -> None:
+    trains = plan(build("test_resnet"), "partial", groups=groups).trainable(0)
+    assert {name.removeprefix(PREFIX).split(".")[0] for name in trains} == {*names, "head"}
+
+
+def test_a_range_that_does_not_exist_is_an_error() -> None:
+    with pytest.raises(FinetuneError) as refused:
+        plan(build("test_resnet"), "partial", groups=(2, 5))
+    assert str(refused.value) == "freeze.groups=[2,5], but this backbone has 5 depth groups, 0 to 4"
+
+
+@pytest.mark.parametrize(
+    ("epochs", "begins"), [(1, [5, 4, 3, 2, 1, 0]), (2, [10, 8, 6, 4, 2, 0]), (0.5, [3, 2, 2, 1, 1, 0])]
+)
+def test_gradually_the_next_depth_from_the_top_begins_to_train(epochs: float, begins: list[int]) -> None:
+    classifier = build("test_resnet")
+    made = plan(classifier, "gradual", epochs_per_group=epochs)
+    assert [group.from_epoch for group in made.groups] == begins
+    assert made.trainable(0) == trainable_names(classifier, "head")
+    assert (
+        made.trainable(max(begins) - 1)
+        < made.trainable(max(begins))
+        == made.ever
+        == trainable_names(classifier, "full")
+    )
+
+
+def test_each_depth_learns_at_a_share_of_the_rate_above_it() -> None:
+    made = plan(build("test_resnet"), "full", layer_decay=0.5)
+    assert [group.rate for group in made.groups] == [1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1]
+    assert made.rates["head.linear.weight"] == 1
+    assert made.rates[f"{PREFIX}conv1.0.weight"] == 1 / 32
+
+
+def test_a_last_norm_is_no_depth_of_its_own() -> None:
+    groups = depth_groups(build("test_vit").backbone.network)
+    assert {name.split(".")[0] for name in groups[-1].names} == {"blocks", "norm"}
+
+
+def test_a_dropout_between_frozen_layers_is_off() -> None:
+    classifier = build("test_vit")
+    network = classifier.backbone.network
+    apply_freezing(classifier, trainable_names(classifier, "partial", 1))
+    assert not network.pos_drop.training  # type: ignore[union-attr]
+    assert network.head_drop.training  # type: ignore[union-attr]
+    apply_freezing(classifier, trainable_names(classifier, "full"))
+    assert network.pos_drop.training  # type: ignore[union-attr]
