@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
 from finetune.schema import Fraction, Section
 
@@ -76,22 +76,47 @@ class ImbalanceConfig(Section):
 
 
 class OptimizerConfig(Section):
-    name: Literal["adamw", "sgd"] = Field(description="sgd is with Nesterov momentum")
+    name: str = Field(
+        description="any that timm names: sgd (with Nesterov momentum), momentum, rmsprop, adam, adamw, lion ..."
+    )
     learning_rate: Annotated[float, Field(gt=0)] = Field(description="peak learning rate")
     weight_decay: Annotated[float, Field(ge=0)] = Field(description="decay of weights; biases and norms are spared")
-    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(description="momentum of sgd, first beta of adamw")
+    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(
+        description="momentum, or the first beta of Adam and its like"
+    )
     layer_decay: Annotated[float, Field(gt=0, le=1)] = Field(
         description="each depth group learns at this share of the rate of the one above it; 1: all at the same rate"
     )
 
 
 class ScheduleConfig(Section):
-    name: Literal["cosine", "none"] = Field(description="cosine: from the peak to 0; none: constant")
-    warmup_fraction: Fraction = Field(description="share of all steps that rise linearly to the peak")
+    name: Literal["none", "step", "exponential", "cosine", "one_cycle"] = Field(
+        description="how the learning rate goes after its rise: none: it stays; step: it falls at schedule.milestones; "
+        "exponential, cosine, one_cycle: it falls to schedule.final"
+    )
+    warmup_fraction: Fraction = Field(
+        description="share of all steps that rise to the peak, linearly; one_cycle: from a 25th of it, as a cosine"
+    )
+    final: Fraction = Field(description="exponential, cosine, one_cycle: rate at the end, as a share of the peak")
+    milestones: list[Fraction] = Field(description="step: shares of all steps at which the learning rate falls")
+    step_factor: Annotated[float, Field(gt=0, le=1)] = Field(description="step: to which share of itself it falls")
+
+    @field_validator("final")
+    @classmethod
+    def _can_be_reached(cls, final: float, given: ValidationInfo) -> float:
+        if given.data.get("name") == "exponential" and final == 0:
+            raise ValueError("an exponential never comes to 0; give a small share, such as 0.01")
+        return final
 
 
 class TrainerConfig(Section):
     max_epochs: Annotated[int, Field(ge=1)] = Field(description="passes over the training photos, for partial and full")
     patience: Annotated[int, Field(ge=1)] = Field(description="epochs without a better validation loss before stopping")
     accelerator: Literal["auto", "cpu", "gpu"] = Field(description="where training runs; auto: a GPU if there is one")
+    accumulate: Annotated[int, Field(ge=1)] = Field(
+        description="batches whose gradients make one step, where one large batch would need too much memory"
+    )
+    clip_norm: Annotated[float, Field(gt=0)] | None = Field(
+        description="gradients of a larger norm are scaled down to it; null: none are"
+    )
     precision: Literal["32-true", "16-mixed", "bf16-mixed"] = Field(description="Lightning's name of the arithmetic")

@@ -130,6 +130,8 @@ def _trainer(config: TrainConfig, run: Run, device: torch.device, callbacks: lis
         max_epochs=config.trainer.max_epochs,
         accelerator="gpu" if device.type == "cuda" else "cpu",
         precision=config.trainer.precision,
+        accumulate_grad_batches=config.trainer.accumulate,
+        gradient_clip_val=config.trainer.clip_norm,
         callbacks=[*callbacks, RichProgressBar()] if on_terminal else callbacks,
         enable_progress_bar=on_terminal,
         default_root_dir=run.path,

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 import math
-from collections import defaultdict
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from finetune.config import OptimizerConfig, ScheduleConfig
 from finetune.errors import FinetuneError
@@ -19,6 +19,8 @@ from finetune.models.freezing import FreezingPlan, apply_freezing
 from finetune.training.imbalance import Judgement
 from finetune.training.loss import ClassificationLoss
 from finetune.training.mixing import BatchMixing
+from finetune.training.optimizer import build_optimizer
+from finetune.training.schedule import rate_at
 
 Batch = tuple[Tensor, Tensor]
 
@@ -98,34 +100,8 @@ class FineTuner(pl.LightningModule):
         self.log_dict(measured, prog_bar=True)
 
     def configure_optimizers(self) -> Any:
-        optimizer = self._optimizer()
-        if self.schedule_config.name == "none" and self.schedule_config.warmup_fraction == 0:
-            return optimizer
-        total = int(self.trainer.estimated_stepping_batches)
-        warmup = math.ceil(self.schedule_config.warmup_fraction * total)
-
-        def factor(step: int) -> float:
-            if step < warmup:
-                return (step + 1) / (warmup + 1)
-            if self.schedule_config.name == "none":
-                return 1.0
-            return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
-
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        optimizer = build_optimizer(self.optimizer_config, self.classifier, self.plan.rates)
+        steps = int(self.trainer.estimated_stepping_batches)
+        rate = partial(rate_at, self.schedule_config, steps=steps)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-    def _optimizer(self) -> torch.optim.Optimizer:
-        """Build all parameter groups once, frozen parameters included: without a gradient they are not touched."""
-        config = self.optimizer_config
-        alike: dict[tuple[float, float], list[nn.Parameter]] = defaultdict(list)
-        for name, parameter in self.classifier.named_parameters():
-            decay = config.weight_decay if parameter.ndim > 1 else 0.0
-            alike[config.learning_rate * self.plan.rates[name], decay].append(parameter)
-        groups = [
-            {"params": parameters, "lr": rate, "weight_decay": decay} for (rate, decay), parameters in alike.items()
-        ]
-        if config.name == "sgd":
-            return torch.optim.SGD(
-                groups, lr=config.learning_rate, momentum=config.momentum, nesterov=config.momentum > 0
-            )
-        return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(config.momentum, 0.999))

@@ -28,6 +28,7 @@ from finetune.training.fitted import Fitted, Metrics
 from finetune.training.head_only import fit_head
 from finetune.training.imbalance import Handling, choose_handling
 from finetune.training.layers import fit_layers
+from finetune.training.optimizer import require_known_optimizer
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +36,7 @@ log = logging.getLogger(__name__)
 def main(config: TrainConfig) -> str:
     """Train as configured, or finish what was interrupted; returns what came of it."""
     spec = describe_backbone(config.model.backbone)
+    require_known_optimizer(config.optimizer.name)
     run = Run(config.output)
     # bad photos are reported before a folder is made, and a finished run needs none
     audited = None if run.config.is_file() else _audit(config)

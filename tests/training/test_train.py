@@ -377,3 +377,51 @@ def test_a_damaged_config_is_named(photos: Path, tmp_path: Path, capsys: pytest.
     assert run(words) == 2
     message = f"finetune train: {tmp_path / 'run' / 'config.yaml'} is damaged; delete that folder, or choose another"
     assert capsys.readouterr().err.strip() == message
+
+
+def split_folders(root: Path) -> Path:
+    """24 photos to train on and 6 to validate with."""
+    paint_folder(root / "train", 8)
+    paint_folder(root / "val", 2)
+    return root
+
+
+PLAIN = ("data.num_workers=0", "model.weights=none", "trainer.max_epochs=1", "trainer.accelerator=cpu")
+SGD = ("freeze=full", "augment=none", "optimizer=momentum", "optimizer.weight_decay=0", "schedule=none")
+
+
+def test_batches_accumulate_to_the_step_of_one_that_is_as_large_as_all(tmp_path: Path) -> None:
+    # no batch norm, whose statistics would be those of the small batches
+    words = ["train", f"data.root={split_folders(tmp_path / 'photos')}", "model.backbone=test_vit", *PLAIN, *SGD]
+    for name, given in {"large": (8, 1), "small": (4, 2), "fewer": (4, 1)}.items():
+        size, accumulate = given
+        chosen = [f"output={tmp_path / name}", f"data.batch_size={size}", f"trainer.accumulate={accumulate}"]
+        assert run([*words, *chosen]) == 0
+    large, small, fewer = (weights(tmp_path / name) for name in ("large", "small", "fewer"))
+    assert all(torch.allclose(large[name], small[name], atol=1e-6) for name in large)
+    assert not all(torch.allclose(large[name], fewer[name], atol=1e-6) for name in large)
+
+
+def test_clipped_gradients_move_weights_no_further_than_the_norm_allows(tmp_path: Path) -> None:
+    words = ["train", f"data.root={split_folders(tmp_path / 'photos')}", "model.backbone=test_resnet", *PLAIN, *SGD]
+    words += ["data.batch_size=24", "optimizer.learning_rate=0.5"]
+    chosen = {"start": ("trainer.clip_norm=1e-12",), "clipped": ("trainer.clip_norm=0.01",), "free": ()}
+    for name, more in chosen.items():
+        assert run([*words, f"output={tmp_path / name}", *more]) == 0
+    start, clipped, free = (weights(tmp_path / name) for name in chosen)
+    buffers = ("running_mean", "running_var", "num_batches_tracked", "temperature")
+    trained = [name for name in start if not name.endswith(buffers)]
+
+    def moved(after: dict[str, torch.Tensor]) -> float:
+        return float(sum(((after[name] - start[name]).double() ** 2).sum() for name in trained) ** 0.5)
+
+    # one step of all photos: learning rate times norm
+    assert moved(clipped) == pytest.approx(0.5 * 0.01, rel=0.01)
+    assert moved(free) > 10 * moved(clipped)
+
+
+def test_an_unknown_optimizer_is_refused_before_photos_are_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["train", f"data.root={tmp_path / 'none'}", f"output={tmp_path / 'run'}", "optimizer.name=lions"]) == 2
+    assert "optimizer.name=lions: timm has no such optimizer; did you mean 'lion'?" in capsys.readouterr().err
