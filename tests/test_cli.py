@@ -91,7 +91,7 @@ def test_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
         ),
         (
             ["train", "schedule=[cosine,non]"],
-            "finetune train: schedule=[cosine,non] is wrong: choose from cosine, none; did you mean 'none'?",
+            "finetune train: schedule=[cosine,non] is wrong: choose from cosine, exponential, none, one_cycle, step; did you mean 'none'?",
         ),
         (["train", "photos"], "finetune train: 'photos' is not of the form key=value"),
         (

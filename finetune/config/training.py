@@ -28,6 +28,12 @@ class ModelConfig(Section):
         description="what the head sees, pooled: the last layer, every stage, or both; auto: validation chooses for "
         "freeze=head, else last"
     )
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
+        description="chance that a feature is left out before the head, for partial, full and gradual"
+    )
+    drop_path: Annotated[float, Field(ge=0, lt=1)] = Field(
+        description="stochastic depth: chance that the deepest block is skipped, less for those below; 0: none"
+    )
 
 
 class FreezeConfig(Section):
@@ -115,6 +121,9 @@ class TrainerConfig(Section):
     accelerator: Literal["auto", "cpu", "gpu"] = Field(description="where training runs; auto: a GPU if there is one")
     accumulate: Annotated[int, Field(ge=1)] = Field(
         description="batches whose gradients make one step, where one large batch would need too much memory"
+    )
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = Field(
+        description="share of each label that is spread evenly over all classes, for partial, full and gradual"
     )
     clip_norm: Annotated[float, Field(gt=0)] | None = Field(
         description="gradients of a larger norm are scaled down to it; null: none are"

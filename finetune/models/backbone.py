@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import timm
 import torch
+from timm.layers import DropPath  # type: ignore[attr-defined]
 from torch import Tensor, nn
 
 from finetune.errors import FinetuneError, nearest
@@ -104,9 +105,12 @@ def takes_any_size(name: str) -> bool:
     return config is not None and not config.fixed_input_size
 
 
-def build_backbone(name: str, image_size: int, weights: str) -> tuple[Backbone, str]:
-    """Create an architecture with pretrained weights and no classifier; return it and where its weights came from."""
-    network = _create(name, image_size)
+def build_backbone(name: str, image_size: int, weights: str, drop_path: float = 0.0) -> tuple[Backbone, str]:
+    """Create an architecture with pretrained weights and no classifier; return it and where its weights came from.
+
+    drop_path: chance that the deepest block is skipped while training; raises FinetuneError where there are no such.
+    """
+    network = _create(name, image_size, drop_path)
     origin = load_pretrained(network, name, weights)
     return _without_classifier(network, name, image_size), origin
 
@@ -126,10 +130,16 @@ def _without_classifier(network: nn.Module, name: str, image_size: int) -> Backb
         raise FinetuneError(f"{name} cannot take data.image_size={image_size}: {reason}") from None
 
 
-def _create(name: str, image_size: int) -> nn.Module:
-    size: dict[str, Any] = {} if takes_any_size(require_known(name)) else {"img_size": image_size}
+def _create(name: str, image_size: int, drop_path: float = 0.0) -> nn.Module:
+    options: dict[str, Any] = {} if takes_any_size(require_known(name)) else {"img_size": image_size}
+    if drop_path:
+        options["drop_path_rate"] = drop_path
     try:
-        network: nn.Module = timm.create_model(name, **size)
+        network: nn.Module = timm.create_model(name, **options)
     except (TypeError, AssertionError, ValueError) as error:
-        raise FinetuneError(f"{name} cannot be built for data.image_size={image_size}: {error}") from None
-    return network
+        if "drop_path_rate" not in str(error):
+            raise FinetuneError(f"{name} cannot be built for data.image_size={image_size}: {error}") from None
+    else:
+        if not drop_path or any(isinstance(module, DropPath) for module in network.modules()):
+            return network
+    raise FinetuneError(f"model.drop_path={drop_path:g}: {name} has no blocks that could be skipped; use 0")

@@ -28,19 +28,23 @@ class Normalise(nn.Module):
 
 
 class LinearHead(nn.Module):
-    """Standardise each feature with fixed statistics, then one linear layer; (N, width) to (N, classes)."""
+    """Standardise each feature with fixed statistics, then one linear layer; (N, width) to (N, classes).
+
+    dropout: chance that a feature is left out while training.
+    """
 
     mean: Tensor
     scale: Tensor
 
-    def __init__(self, width: int, classes: int) -> None:
+    def __init__(self, width: int, classes: int, dropout: float = 0.0) -> None:
         super().__init__()
         self.register_buffer("mean", torch.zeros(width))
         self.register_buffer("scale", torch.ones(width))
+        self.dropout = nn.Dropout(dropout)
         self.linear = nn.Linear(width, classes)
 
     def forward(self, features: Tensor) -> Tensor:
-        logits: Tensor = self.linear((features - self.mean) / self.scale)
+        logits: Tensor = self.linear(self.dropout((features - self.mean) / self.scale))
         return logits
 
 
@@ -49,12 +53,14 @@ class Classifier(nn.Module):
 
     temperature: Tensor
 
-    def __init__(self, spec: BackboneSpec, backbone: Backbone, features: FeatureSet, classes: int) -> None:
+    def __init__(
+        self, spec: BackboneSpec, backbone: Backbone, features: FeatureSet, classes: int, dropout: float = 0.0
+    ) -> None:
         super().__init__()
         self.features = features
         self.normalise = Normalise(spec)
         self.backbone = backbone
-        self.head = LinearHead(backbone.width(features), classes)
+        self.head = LinearHead(backbone.width(features), classes, dropout)
         self.register_buffer("temperature", torch.ones(()))
 
     def forward(self, images: Tensor) -> Tensor:

@@ -48,10 +48,10 @@ class Handling:
     focal_gamma: float
     sampling: Sampling
 
-    def training_loss(self, targets: Sequence[int], classes: int) -> ClassificationLoss:
+    def training_loss(self, targets: Sequence[int], classes: int, smoothing: float = 0.0) -> ClassificationLoss:
         """targets: the class number of each photo to be trained on."""
         weights = class_weights(torch.tensor(targets), classes) if self.weighted else None
-        return ClassificationLoss(weights, self.focal_gamma)
+        return ClassificationLoss(weights, self.focal_gamma, smoothing)
 
     def judge(self, logits: Tensor, targets: Tensor) -> Judgement:
         """logits: (N, classes) of validation photos, targets: (N,)."""

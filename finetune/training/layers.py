@@ -76,7 +76,8 @@ def fit_layers(
     trainer = _trainer(config, run, device, [rows, best, EarlyStopping("val_loss", patience=config.trainer.patience)])
     mixes = config.augment.mixup > 0 or config.augment.cutmix > 0
     mixing = BatchMixing(config.augment, len(manifest.classes), config.seed) if mixes else None
-    loss = handling.training_loss(manifest.targets(manifest.of("train")), len(manifest.classes))
+    targets = manifest.targets(manifest.of("train"))
+    loss = handling.training_loss(targets, len(manifest.classes), config.trainer.label_smoothing)
     module = FineTuner(classifier, plan, config.optimizer, config.schedule, loss, handling.judge, mixing)
     _fit(trainer, module, data, run)
     if run.pixels.exists():
@@ -105,9 +106,9 @@ def fit_layers(
 
 
 def _build(config: TrainConfig, spec: BackboneSpec, manifest: Manifest, size: int) -> tuple[Classifier, str]:
-    backbone, weights_from = build_backbone(spec.name, size, config.model.weights)
+    backbone, weights_from = build_backbone(spec.name, size, config.model.weights, config.model.drop_path)
     features = "last" if config.model.features == "auto" else config.model.features
-    classifier = Classifier(spec, backbone, features, len(manifest.classes))
+    classifier = Classifier(spec, backbone, features, len(manifest.classes), config.model.dropout)
     keep_freed_memory()
     # a step takes two thirds of the time in this layout on a CPU; its photos come as (N, H, W, 3) anyway
     classifier.to(memory_format=torch.channels_last)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from finetune.errors import FinetuneError
 from finetune.models.backbone import FeatureSet, build_backbone, describe_backbone
 from finetune.models.classifier import Classifier, Normalise
 
@@ -55,3 +56,30 @@ def test_temperature_softens_without_changing_the_answer() -> None:
         soft = classifier.probabilities(images)
     assert torch.equal(sharp.argmax(1), soft.argmax(1))
     assert bool((soft.max(1).values < sharp.max(1).values).all())
+
+
+def test_dropout_leaves_features_out_while_training_and_none_in_use() -> None:
+    spec = describe_backbone("test_resnet")
+    backbone, _ = build_backbone("test_resnet", 64, "none")
+    classifier = Classifier(spec, backbone.eval(), "last", classes=4, dropout=0.5)
+    images = torch.randint(0, 256, (2, 64, 64, 3), dtype=torch.uint8)
+    with torch.no_grad():
+        classifier.head.train()
+        assert not torch.equal(classifier(images), classifier(images))
+        classifier.eval()
+        assert torch.equal(classifier(images), classifier(images))
+
+
+def test_drop_path_skips_blocks_while_training_and_has_no_weights_of_its_own() -> None:
+    plain, _ = build_backbone("test_resnet", 64, "none")
+    dropping, _ = build_backbone("test_resnet", 64, "none", drop_path=0.5)
+    assert dropping.state_dict().keys() == plain.state_dict().keys()
+    chances = [module.drop_prob for module in dropping.modules() if type(module).__name__ == "DropPath"]
+    assert max(chances) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("name", ["inception_v4", "vgg11"])
+def test_drop_path_where_nothing_can_be_skipped_is_refused(name: str) -> None:
+    with pytest.raises(FinetuneError) as refused:
+        build_backbone(name, 224, "none", drop_path=0.1)
+    assert str(refused.value) == f"model.drop_path=0.1: {name} has no blocks that could be skipped; use 0"

@@ -91,3 +91,20 @@ def test_weights_make_every_class_present_count_the_same_and_the_mean_photo_1(ta
 
 def test_a_checkpoint_holds_nothing_of_the_loss() -> None:
     assert ClassificationLoss(torch.ones(3), gamma=2.0).state_dict() == {}
+
+
+@given(seed=seeds, smoothing=st.floats(0.01, 0.9))
+def test_smoothing_is_torchs_where_nothing_else_is_asked_for(seed: int, smoothing: float) -> None:
+    logits, targets = case(seed)
+    want = functional.cross_entropy(logits, targets, label_smoothing=smoothing)
+    torch.testing.assert_close(ClassificationLoss(smoothing=smoothing)(logits, targets), want)
+
+
+@given(seed=seeds, weights=weights, gamma=st.just(0.0) | gammas, smoothing=st.floats(0.01, 0.9))
+def test_smoothing_spreads_a_share_of_each_target_whatever_the_loss(
+    seed: int, weights: torch.Tensor, gamma: float, smoothing: float
+) -> None:
+    logits, targets = case(seed)
+    shares = (1 - smoothing) * functional.one_hot(targets, CLASSES).double() + smoothing / CLASSES
+    want = ClassificationLoss(weights, gamma)(logits, shares)
+    torch.testing.assert_close(ClassificationLoss(weights, gamma, smoothing)(logits, targets), want)

@@ -425,3 +425,16 @@ def test_an_unknown_optimizer_is_refused_before_photos_are_read(
 ) -> None:
     assert run(["train", f"data.root={tmp_path / 'none'}", f"output={tmp_path / 'run'}", "optimizer.name=lions"]) == 2
     assert "optimizer.name=lions: timm has no such optimizer; did you mean 'lion'?" in capsys.readouterr().err
+
+
+def test_smoothing_dropout_and_drop_path_reach_the_training(photos: Path, tmp_path: Path) -> None:
+    words = ["train", f"data.root={photos}", *LAYERS, "freeze=full"]
+    chosen = {
+        "plain": "trainer.label_smoothing=0",
+        "smoothed": "trainer.label_smoothing=0.3",
+        "dropout": "model.dropout=0.5",
+        "drop_path": "model.drop_path=0.5",
+    }
+    for name, key in chosen.items():
+        assert run([*words, f"output={tmp_path / name}", key]) == 0
+    assert len({(tmp_path / name / "weights.safetensors").read_bytes() for name in chosen}) == len(chosen)
