@@ -49,8 +49,7 @@ def parse(schema: type[Config], values: dict[str, Any]) -> Config:
     try:
         return schema.model_validate(values)
     except ValidationError as error:
-        lines = [_explain(schema, problem) for problem in error.errors()]
-        raise FinetuneError("\n".join(dict.fromkeys(lines))) from None
+        raise FinetuneError("\n".join(_explain(schema, error))) from None
 
 
 def describe(schema: type[Section], prefix: str = "") -> dict[str, str]:
@@ -81,15 +80,23 @@ def _is_address(metadata: list[Any]) -> bool:
     return any(isinstance(item, AfterValidator) and item.func is _absolute for item in metadata)
 
 
-def _explain(schema: type[Section], problem: Any) -> str:
+def _explain(schema: type[Section], error: ValidationError) -> list[str]:
+    """Return a line for each wrong value; what takes either of several types has a reason for each of them."""
     known = describe(schema)
-    path = [str(part) for part in problem["loc"]]
-    # pydantic appends the branch of a union to the path; the key is the longest known prefix
-    key = next((".".join(path[:n]) for n in range(len(path), 0, -1) if ".".join(path[:n]) in known), ".".join(path))
-    if problem["type"] == "extra_forbidden":
-        return f"unknown key '{key}'{nearest(key, known)}"
-    if problem["type"] == "missing":
-        return f"{key} is missing: {known.get(key, '')}"
-    message = problem["msg"].removeprefix("Value error, ")
-    reason = message[:1].lower() + message[1:]
-    return f"{key}={problem['input']} is wrong: {reason} ({known.get(key, '')})"
+    reasons: dict[tuple[str, str], list[str]] = {}
+    for problem in error.errors():
+        path = [str(part) for part in problem["loc"]]
+        # pydantic appends the branch of a union to the path; the key is the longest known prefix
+        key = next((".".join(path[:n]) for n in range(len(path), 0, -1) if ".".join(path[:n]) in known), ".".join(path))
+        if problem["type"] == "extra_forbidden":
+            line, reason = f"unknown key '{key}'{nearest(key, known)}", ""
+        elif problem["type"] == "missing":
+            line, reason = f"{key} is missing: {known.get(key, '')}", ""
+        else:
+            message = problem["msg"].removeprefix("Value error, ")
+            line, reason = f"{key}={problem['input']} is wrong: ", message[:1].lower() + message[1:]
+        reasons.setdefault((line, f" ({known.get(key, '')})" if reason else ""), []).append(reason)
+    return [
+        start + " or ".join([first, *(reason.removeprefix("input should be ") for reason in others)]) + end
+        for (start, end), (first, *others) in reasons.items()
+    ]

@@ -91,7 +91,8 @@ def test_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
         ),
         (
             ["train", "schedule=[cosine,non]"],
-            "finetune train: schedule=[cosine,non] is wrong: choose from cosine, exponential, none, one_cycle, step; did you mean 'none'?",
+            "finetune train: schedule=[cosine,non] is wrong: choose from cosine, exponential, none, one_cycle, step; "
+            "did you mean 'none'?",
         ),
         (["train", "photos"], "finetune train: 'photos' is not of the form key=value"),
         (
@@ -262,6 +263,10 @@ def test_an_empty_path_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
         (["augment.dihedral=2"], "augment.dihedral=2 is wrong: input should be less than or equal to 1 (chance of"),
         (["augment.random_crop=0"], "augment.random_crop=0 is wrong: input should be greater than or equal to 0.1"),
         (["augment.crop_ratio=[0,1]"], "give the least and then the largest, both above 0"),
+        (
+            ["data.image_size=9999"],
+            "data.image_size=9999 is wrong: input should be 'auto' or less than or equal to 2048 (side of",
+        ),
         (["data.batch_size=1"], "data.batch_size=1 is wrong: input should be greater than or equal to 2"),
         (["model.backbone=resnet50.a1_in2k"], "no such weights; did you mean 'a1_in1k'? (there are "),
         (
