@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import yaml
 from conformal_clip_data import textile_simulated_root
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
@@ -138,11 +139,9 @@ def augment() -> AugmentConfig:
 
 
 def manifest_of(root: Path) -> Manifest:
-    with initialize_config_dir(str(conf_dir().resolve()), version_base="1.3"):
-        composed = compose("check", [f"data.root={root}"])
-    values: dict[str, object] = OmegaConf.to_container(composed.data, resolve=True)  # type: ignore[assignment]
-    source = {name: value for name, value in values.items() if name in SourceConfig.model_fields}
-    return audit(SourceConfig.model_validate({**source, "near_duplicates": None}), 0).require_trainable()
+    values = yaml.safe_load((conf_dir() / "source.yaml").read_text())
+    config = SourceConfig.model_validate({**values, "root": str(root), "near_duplicates": None})
+    return audit(config, 0).require_trainable()
 
 
 def samples() -> list[Path]:

@@ -16,24 +16,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import conformal_clip_data
+import yaml
 from PIL import Image
 
+from finetune.cli import conf_dir
 from finetune.config import SourceConfig
 from finetune.data.audit import audit
 from finetune.data.scan import TOGETHER
 from finetune.parallel import process_map, usable_cores
-
-CONFIG = {
-    "class_from": "folder",
-    "group_pattern": None,
-    "val_fraction": 0.2,
-    "test_fraction": 0.2,
-    "folds": None,
-    "fold": 0,
-    "splits_from": None,
-    "alpha_over": "white",
-    "on_problem": "skip",
-}
 
 
 def write_photos(root: Path, files: int) -> None:
@@ -48,9 +38,11 @@ def write_photos(root: Path, files: int) -> None:
         path.write_bytes(raw[:2] + segment + raw[2:])
 
 
-def timed(root: Path, near_duplicates: int | None) -> float:
+def timed(root: Path) -> float:
+    values = yaml.safe_load((conf_dir() / "source.yaml").read_text())
+    config = SourceConfig.model_validate({**values, "root": str(root)})
     started = time.perf_counter()
-    audit(SourceConfig.model_validate({**CONFIG, "root": str(root), "near_duplicates": near_duplicates}), seed=0)
+    audit(config, seed=0)
     return time.perf_counter() - started
 
 
@@ -79,8 +71,8 @@ def main() -> None:
         subprocess.run(["sync"], check=True)
         rows = [
             ("Pillow decodes them, nothing else", timed_decoding(root)),
-            ("first time", timed(root, 4)),
-            ("again, nothing changed", timed(root, 4)),
+            ("first time", timed(root)),
+            ("again, nothing changed", timed(root)),
         ]
     print(f"{files:,} photos, {usable_cores()} cores")
     for name, seconds in rows:

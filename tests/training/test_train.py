@@ -312,9 +312,11 @@ def test_a_signal_to_the_whole_group_is_an_interruption_although_workers_get_it_
         time.sleep(0.01)
     os.killpg(child.pid, signal.SIGTERM)
     assert child.wait(timeout=60) == 130
-    # a thread of Python's own that passes tensors on may complain; no worker may look as if it had failed
-    assert "DataLoader worker" not in log.read_text()
-    assert "interrupted" in log.read_text()
+    said = log.read_text()
+    assert "interrupted" in said
+    assert "DataLoader worker" not in said
+    # a thread of Python's own that passes tensors on may complain on a busy machine, nothing of ours
+    assert said.count("Traceback") <= said.count("resource_sharer.py")
 
 
 def test_a_mistake_that_was_found_before_any_work_is_corrected_in_place(
