@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 import finetune
-from finetune.config import DataConfig, TrainConfig
+from finetune.config import DataConfig, HeadConfig, TrainConfig
 from finetune.data.manifest import Manifest, Photo
 from finetune.errors import FinetuneError, nearest
 from finetune.files import make_folder, replacing, sha256, write_json, write_text
@@ -50,6 +50,8 @@ class Result(BaseModel):
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     features: FeatureSet
+    drop_stages: int
+    head: HeadConfig
     preprocessing: Preprocessing
     image_size: int
     classes: tuple[str, ...]
@@ -204,8 +206,8 @@ class FinishedRun:
         """Rebuild the trained network, in eval mode."""
         result = self.result
         spec = BackboneSpec(result.backbone, result.image_size, result.mean, result.std)
-        backbone = build_empty_backbone(result.backbone, result.image_size)
-        classifier = Classifier(spec, backbone, result.features, len(result.classes))
+        backbone = build_empty_backbone(result.backbone, result.image_size, result.drop_stages)
+        classifier = Classifier(spec, backbone, result.features, len(result.classes), result.head)
         try:
             classifier.load_state_dict(safetensors.torch.load_file(self.files.weights))
         except (OSError, safetensors.SafetensorError) as error:

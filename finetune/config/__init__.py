@@ -16,6 +16,7 @@ from finetune.config.commands import (
     ServeConfig,
     TrainConfig,
 )
+from finetune.config.head import HeadConfig
 from finetune.config.photos import DataConfig, SourceConfig
 from finetune.config.training import (
     FreezeConfig,
@@ -34,6 +35,7 @@ __all__ = [
     "EvaluateConfig",
     "ExportConfig",
     "FreezeConfig",
+    "HeadConfig",
     "ImbalanceConfig",
     "ModelConfig",
     "ModelsConfig",

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator
 
 from finetune.config.augment import AugmentConfig
+from finetune.config.head import HeadConfig
 from finetune.config.photos import DataConfig, Fit, SidePx, SourceConfig
 from finetune.config.training import (
     FreezeConfig,
@@ -26,6 +27,7 @@ class TrainConfig(Section):
 
     data: DataConfig
     model: ModelConfig
+    head: HeadConfig
     freeze: FreezeConfig
     probe: ProbeConfig
     augment: AugmentConfig

@@ -28,8 +28,8 @@ class ModelConfig(Section):
         description="what the head sees, pooled: the last layer, every stage, or both; auto: validation chooses for "
         "freeze=head, else last"
     )
-    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
-        description="chance that a feature is left out before the head, for partial, full and gradual"
+    drop_stages: Annotated[int, Field(ge=0)] = Field(
+        description="stages of the backbone that are left out, from the top: resolutions of a CNN, blocks of a ViT"
     )
     drop_path: Annotated[float, Field(ge=0, lt=1)] = Field(
         description="stochastic depth: chance that the deepest block is skipped, less for those below; 0: none"

@@ -11,6 +11,7 @@ from timm.layers import DropPath  # type: ignore[attr-defined]
 from torch import Tensor, nn
 
 from finetune.errors import FinetuneError, nearest
+from finetune.models.stages import drop_top_stages, lower_stages
 from finetune.models.weights import load_pretrained
 
 FeatureSet = Literal["last", "stages", "all"]
@@ -30,12 +31,14 @@ class Backbone(nn.Module):
     """Features of normalised images, from the last layer and from every stage.
 
     "last" is what timm's own classifier would see; "stages" is the average and the maximum of each stage's output;
-    "all" is both. Heads that look at every layer: Evci et al. 2022, Head2Toe.
+    "all" is both. Heads that look at every layer: Evci et al. 2022, Head2Toe. Without its top stages a network has
+    nothing that timm's classifier would see; "last" is then the average of the highest stage left.
     """
 
-    def __init__(self, network: nn.Module, image_size: int) -> None:
+    def __init__(self, network: nn.Module, image_size: int, stages: int | None = None) -> None:
+        """stages: how many are left of a network whose top ones were dropped; None: it is whole."""
         super().__init__()
-        self.network = network
+        self.network, self.stages = network, stages
         was_training = network.training
         network.eval()
         # not inference_mode: some networks keep what they make here, and train with it
@@ -59,6 +62,8 @@ class Backbone(nn.Module):
 
     def forward(self, images: Tensor, features: FeatureSet) -> Tensor:
         """images: (N, 3, H, W) normalised; returns (N, width(features))."""
+        if self.stages is not None:
+            return self._of_lower_stages(lower_stages(self.network, images, self.stages), features)
         network: Any = self.network
         if features == "last":
             return self._last(network.forward_features(images))
@@ -66,6 +71,13 @@ class Backbone(nn.Module):
             return self._pooled(network.forward_intermediates(images, intermediates_only=True))
         final, stages = network.forward_intermediates(images)
         return torch.cat([self._pooled(stages), self._last(final)], dim=1)
+
+    def _of_lower_stages(self, stages: list[Tensor], features: FeatureSet) -> Tensor:
+        last = stages[-1].mean((2, 3))
+        if features == "last":
+            return last
+        pooled = self._pooled(stages)
+        return pooled if features == "stages" else torch.cat([pooled, last], dim=1)
 
     @staticmethod
     def _pooled(stages: list[Tensor]) -> Tensor:
@@ -105,26 +117,30 @@ def takes_any_size(name: str) -> bool:
     return config is not None and not config.fixed_input_size
 
 
-def build_backbone(name: str, image_size: int, weights: str, drop_path: float = 0.0) -> tuple[Backbone, str]:
+def build_backbone(
+    name: str, image_size: int, weights: str, drop_path: float = 0.0, drop_stages: int = 0
+) -> tuple[Backbone, str]:
     """Create an architecture with pretrained weights and no classifier; return it and where its weights came from.
 
-    drop_path: chance that the deepest block is skipped while training; raises FinetuneError where there are no such.
+    drop_path: chance that the deepest block is skipped while training; drop_stages: how many stages go, from the top.
+    Raises FinetuneError where there are no such.
     """
     network = _create(name, image_size, drop_path)
     origin = load_pretrained(network, name, weights)
-    return _without_classifier(network, name, image_size), origin
+    return _without_classifier(network, name, image_size, drop_stages), origin
 
 
-def build_empty_backbone(name: str, image_size: int) -> Backbone:
+def build_empty_backbone(name: str, image_size: int, drop_stages: int = 0) -> Backbone:
     """Create an architecture whose weights are about to be loaded from a run."""
-    return _without_classifier(_create(name, image_size), name, image_size)
+    return _without_classifier(_create(name, image_size), name, image_size, drop_stages)
 
 
-def _without_classifier(network: nn.Module, name: str, image_size: int) -> Backbone:
+def _without_classifier(network: nn.Module, name: str, image_size: int, drop_stages: int) -> Backbone:
     if hasattr(network, "reset_classifier"):  # encoders have none
         network.reset_classifier(0)  # type: ignore[operator]
     try:
-        return Backbone(network, image_size)
+        left = drop_top_stages(network, name, drop_stages, image_size) if drop_stages else None
+        return Backbone(network, image_size, left)
     except (AssertionError, RuntimeError, ValueError) as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise FinetuneError(f"{name} cannot take data.image_size={image_size}: {reason}") from None

@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from finetune.config import HeadConfig
 from finetune.models.backbone import Backbone, BackboneSpec, FeatureSet
+from finetune.models.head import LINEAR, Head
 
 
 class Normalise(nn.Module):
@@ -27,40 +29,19 @@ class Normalise(nn.Module):
         return (images.permute(0, 3, 1, 2).float() - self.mean) / self.std
 
 
-class LinearHead(nn.Module):
-    """Standardise each feature with fixed statistics, then one linear layer; (N, width) to (N, classes).
-
-    dropout: chance that a feature is left out while training.
-    """
-
-    mean: Tensor
-    scale: Tensor
-
-    def __init__(self, width: int, classes: int, dropout: float = 0.0) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.zeros(width))
-        self.register_buffer("scale", torch.ones(width))
-        self.dropout = nn.Dropout(dropout)
-        self.linear = nn.Linear(width, classes)
-
-    def forward(self, features: Tensor) -> Tensor:
-        logits: Tensor = self.linear(self.dropout((features - self.mean) / self.scale))
-        return logits
-
-
 class Classifier(nn.Module):
     """Normalise, backbone, head; the temperature that calibrates it (Guo et al. 2017) travels along."""
 
     temperature: Tensor
 
     def __init__(
-        self, spec: BackboneSpec, backbone: Backbone, features: FeatureSet, classes: int, dropout: float = 0.0
+        self, spec: BackboneSpec, backbone: Backbone, features: FeatureSet, classes: int, head: HeadConfig = LINEAR
     ) -> None:
         super().__init__()
         self.features = features
         self.normalise = Normalise(spec)
         self.backbone = backbone
-        self.head = LinearHead(backbone.width(features), classes, dropout)
+        self.head = Head(backbone.width(features), classes, head)
         self.register_buffer("temperature", torch.ones(()))
 
     def forward(self, images: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from finetune.models.classifier import Classifier
 from finetune.models.freezing import plan_freezing
 from finetune.preprocess import Preprocessing
 from finetune.run import Run
+from finetune.training.deep_head import WEIGHT_DECAY, DeepFit, fit_deep_head, refit_deep_head
 from finetune.training.features import Features, KeptFeatures
 from finetune.training.fitted import Fitted, Metrics
 from finetune.training.imbalance import Handling, Judgement
@@ -40,7 +42,7 @@ class Candidate:
     features: FeatureSet
     l2: float
     judged: Judgement
-    fit: LinearFit
+    fit: LinearFit | DeepFit
 
 
 def fit_head(
@@ -53,7 +55,9 @@ def fit_head(
     kept: dict[int, KeptFeatures] = {}
     for size in image_sizes(config, spec):
         started = time.monotonic()
-        backbone, weights_from = build_backbone(spec.name, size, config.model.weights)
+        backbone, weights_from = build_backbone(
+            spec.name, size, config.model.weights, drop_stages=config.model.drop_stages
+        )
         preprocessing = Preprocessing(image_size=size, fit=config.data.fit, alpha_over=config.data.alpha_over)
         kept[size] = KeptFeatures(spec, backbone, preprocessing, device, run.features)
         features = kept[size].of(manifest, train + val, "training")
@@ -69,7 +73,7 @@ def fit_head(
     assert chosen is not None
     log.info("chosen: %d px, features=%s, l2=%g; refitting", chosen.image_size, chosen.features, chosen.l2)
     source = kept[chosen.image_size]
-    classifier = _build(handling, spec, manifest, source, chosen)
+    classifier = _build(config, handling, spec, manifest, source, chosen)
     _save_checkpoints(config, handling, classifier, run)
 
     def score(photos: Sequence[Photo]) -> torch.Tensor:
@@ -111,15 +115,26 @@ def _try_all(
     candidates = []
     for name in FEATURE_SETS if config.model.features == "auto" else (config.model.features,):
         columns = np.ascontiguousarray(features[:, kept.columns(name)])
-        fits = fit_linear(columns[: len(train)], targets, len(manifest.classes), config.probe.l2, loss)
-        for l2, fit in zip(config.probe.l2, fits, strict=True):
-            judged = handling.judge(fit.logits(columns[len(train) :]), wanted)
+        seen, held_out, classes = columns[: len(train)], columns[len(train) :], len(manifest.classes)
+        fits: Sequence[LinearFit | DeepFit]
+        if config.head.hidden:
+            judge = partial(handling.judge, targets=wanted)
+            fits = [fit_deep_head(config.head, seen, targets, classes, loss, judge, held_out, config.seed)]
+        else:
+            fits = fit_linear(seen, targets, classes, config.probe.l2, loss)
+        for l2, fit in zip([WEIGHT_DECAY] if config.head.hidden else config.probe.l2, fits, strict=True):
+            judged = handling.judge(fit.logits(held_out), wanted)
             candidates.append(Candidate(kept.preprocessing.image_size, name, l2, judged, fit))
     return candidates
 
 
 def _build(
-    handling: Handling, spec: BackboneSpec, manifest: Manifest, kept: KeptFeatures, chosen: Candidate
+    config: TrainConfig,
+    handling: Handling,
+    spec: BackboneSpec,
+    manifest: Manifest,
+    kept: KeptFeatures,
+    chosen: Candidate,
 ) -> Classifier:
     """Make the chosen head, refitted with the validation photos, part of the network."""
     train, val = manifest.of("train"), manifest.of("val")
@@ -129,16 +144,20 @@ def _build(
     temperature = fit_temperature(chosen.fit.logits(columns[len(train) :]), manifest.targets(val))
     targets, classes = manifest.targets(train + val), len(manifest.classes)
     loss = handling.training_loss(targets, classes)
-    (refit,) = fit_linear(columns, targets, classes, [chosen.l2], loss)
     # a copy: the original may be on a GPU, and still gives features
     backbone = copy.deepcopy(kept.module.backbone).cpu()
-    classifier = Classifier(spec, backbone, chosen.features, classes)
-    with torch.no_grad():
-        classifier.head.mean.copy_(refit.mean)
-        classifier.head.scale.copy_(refit.scale)
-        classifier.head.linear.weight.copy_(refit.weight)
-        classifier.head.linear.bias.copy_(refit.bias)
-        classifier.temperature.fill_(temperature)
+    classifier = Classifier(spec, backbone, chosen.features, classes, config.head)
+    if isinstance(chosen.fit, DeepFit):
+        deep = refit_deep_head(config.head, columns, targets, classes, loss, chosen.fit.epochs, config.seed)
+        classifier.head.load_state_dict(deep.head.state_dict())
+    else:
+        (refit,) = fit_linear(columns, targets, classes, [chosen.l2], loss)
+        with torch.no_grad():
+            classifier.head.mean.copy_(refit.mean)
+            classifier.head.scale.copy_(refit.scale)
+            classifier.head.linear.weight.copy_(refit.weight)
+            classifier.head.linear.bias.copy_(refit.bias)
+    classifier.temperature.fill_(temperature)
     return classifier.eval()
 
 

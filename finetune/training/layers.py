@@ -106,9 +106,10 @@ def fit_layers(
 
 
 def _build(config: TrainConfig, spec: BackboneSpec, manifest: Manifest, size: int) -> tuple[Classifier, str]:
-    backbone, weights_from = build_backbone(spec.name, size, config.model.weights, config.model.drop_path)
-    features = "last" if config.model.features == "auto" else config.model.features
-    classifier = Classifier(spec, backbone, features, len(manifest.classes), config.model.dropout)
+    given = config.model
+    backbone, weights_from = build_backbone(spec.name, size, given.weights, given.drop_path, given.drop_stages)
+    features = "last" if given.features == "auto" else given.features
+    classifier = Classifier(spec, backbone, features, len(manifest.classes), config.head)
     keep_freed_memory()
     # a step takes two thirds of the time in this layout on a CPU; its photos come as (N, H, W, 3) anyway
     classifier.to(memory_format=torch.channels_last)

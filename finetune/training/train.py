@@ -174,6 +174,8 @@ def _finish(
         mean=spec.mean,
         std=spec.std,
         features=fitted.classifier.features,
+        drop_stages=config.model.drop_stages,
+        head=fitted.classifier.head.config,
         preprocessing=fitted.preprocessing,
         image_size=fitted.preprocessing.image_size,
         classes=manifest.classes,

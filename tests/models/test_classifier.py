@@ -58,18 +58,6 @@ def test_temperature_softens_without_changing_the_answer() -> None:
     assert bool((soft.max(1).values < sharp.max(1).values).all())
 
 
-def test_dropout_leaves_features_out_while_training_and_none_in_use() -> None:
-    spec = describe_backbone("test_resnet")
-    backbone, _ = build_backbone("test_resnet", 64, "none")
-    classifier = Classifier(spec, backbone.eval(), "last", classes=4, dropout=0.5)
-    images = torch.randint(0, 256, (2, 64, 64, 3), dtype=torch.uint8)
-    with torch.no_grad():
-        classifier.head.train()
-        assert not torch.equal(classifier(images), classifier(images))
-        classifier.eval()
-        assert torch.equal(classifier(images), classifier(images))
-
-
 def test_drop_path_skips_blocks_while_training_and_has_no_weights_of_its_own() -> None:
     plain, _ = build_backbone("test_resnet", 64, "none")
     dropping, _ = build_backbone("test_resnet", 64, "none", drop_path=0.5)

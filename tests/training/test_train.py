@@ -434,7 +434,7 @@ def test_smoothing_dropout_and_drop_path_reach_the_training(photos: Path, tmp_pa
     chosen = {
         "plain": "trainer.label_smoothing=0",
         "smoothed": "trainer.label_smoothing=0.3",
-        "dropout": "model.dropout=0.5",
+        "dropout": "head.dropout=0.5",
         "drop_path": "model.drop_path=0.5",
     }
     for name, key in chosen.items():
