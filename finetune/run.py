@@ -17,6 +17,7 @@ from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 import finetune
+from finetune.calibration import Calibration
 from finetune.config import DataConfig, HeadConfig, TrainConfig
 from finetune.data.manifest import Manifest, Photo
 from finetune.errors import FinetuneError, nearest
@@ -38,6 +39,7 @@ class Result(BaseModel):
     val_balanced_accuracy: float
     test_accuracy: float | None
     test_balanced_accuracy: float | None
+    calibration: Calibration
     train_seconds: float
     images_per_second: float
     trainable_parameters: int

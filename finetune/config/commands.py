@@ -67,16 +67,31 @@ class CheckConfig(Section):
 
 
 class EvaluateDataConfig(Section):
-    root: Address | None = Field(description="another labelled folder, all of it; null: the run's own split")
+    root: Address | None = Field(description="another labelled folder, table, archive ...; null: the run's own photos")
+    class_from: Literal["folder", "path"] | None = Field(
+        description="as for train; null: as the run was told, folder for a bundle alone"
+    )
 
 
 class EvaluateConfig(Section):
-    """Measure a run's model, in torch, on its test split or on another folder."""
+    """Measure a run's model, or the bundle exported from it, on its test split or on other labelled photos."""
 
-    run: Place = Field(description="run folder of `finetune train`")
+    run: Place | None = Field(description="run folder of `finetune train`, measured in torch unless model= is given")
+    model: Place | None = Field(
+        description="bundle, measured in onnxruntime by the code that serves it; on data.root, or on the photos of run="
+    )
     data: EvaluateDataConfig
-    split: Literal["train", "val", "test"] = Field(description="which split of the run's own photos")
-    output: Place | None = Field(description="folder for predictions.csv and report.html; null: RUN/evaluation")
+    split: Literal["train", "val", "test"] | None = Field(
+        description="which split of these photos; null: the run's test photos, or all of data.root"
+    )
+    top_k: list[Annotated[int, Field(ge=1)]] = Field(
+        description="how many of the most probable classes may hold the right one; needs more classes than that"
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(description="auto: cuda if it works, else cpu")
+    output: Place | None = Field(
+        description="folder for evaluation.json, report.html, predictions.csv, confusion.csv and pictures; "
+        "null: evaluation/SPLIT or evaluation/FOLDER in the run folder, or evaluation/NAME/FOLDER here for a bundle"
+    )
 
 
 class ExportConfig(Section):

@@ -87,12 +87,17 @@ def audit(config: SourceConfig, seed: int) -> Audit:
     return Audit(Manifest(listing.store, tuple(photos)), ordered)
 
 
-def read_labelled(root: str, class_from: ClassFrom) -> Manifest:
-    """Look at a labelled source all of whose photos are to be evaluated: every split becomes test."""
+def read_labelled(root: str, class_from: ClassFrom, split: Split | None = None) -> Manifest:
+    """Look at a labelled source that is to be evaluated, one split of it or all: every photo becomes test."""
     listing = list_source(root, class_from, None)
+    listed = [photo for photo in listing.photos if split in (None, photo.split)]
+    if listing.photos and not listed:
+        named = sorted({photo.split for photo in listing.photos if photo.split})
+        there = f"it has {', '.join(named)}" if named else "it names no splits; without split= all of it is taken"
+        raise FinetuneError(f"data.root={root} has no photos for split={split}: {there}")
     photos = [
         Photo(photo.path, photo.label, "test", seen.sha256, seen.problem, photo.group, seen.width, seen.height)
-        for photo, seen in zip(listing.photos, scan(listing.store, listing.photos), strict=True)
+        for photo, seen in zip(listed, scan(listing.store, listed), strict=True)
     ]
     if all(photo.problem for photo in photos):
         raise FinetuneError(_nothing_found(root, listing, photos))
@@ -134,7 +139,11 @@ def _nothing_found(root: str, listing: Listing, photos: Sequence[Photo]) -> str:
         listed = summarise_skipped(tuple(photos))
         return f"none of the {len(photos)} files in {root} is an image that can be read\n{listed}"
     outside = [f"\n{note.path} {note.message}" for note in listing.notes if note.kind == "outside_classes"]
-    none = " (photos without labels can be checked with data.class_from=none)" if outside else ""
+    none = (
+        " (photos without labels can be predicted: finetune predict; and checked: data.class_from=none)"
+        if outside
+        else ""
+    )
     return (
         f"{root} has no photos in class folders; put them as {root}/CLASS/photo.jpg, one folder a class"
         f"{''.join(outside)}{none}"

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 from PIL import Image, ImageOps
 
@@ -15,6 +14,7 @@ from finetune.data.datamodule import DistortedPhotos
 from finetune.data.manifest import Manifest
 from finetune.data.pca import colour_components
 from finetune.data.pixels import Decoded
+from finetune.drawing import INK, PALE, blank, shortened, text_width, write
 from finetune.files import replacing
 from finetune.preprocess import Pixels, Preprocessing, decode
 from finetune.progress import track
@@ -26,9 +26,9 @@ GAP_PX = 6
 MARGIN_PX = 24
 HEADING_PX = 40
 MOST_LABEL_PX = 200
-FONT_PX, FONT_WEIGHT = 17, 420
+FONT_PX = 17
 CELL = (CELL_PX, CELL_PX)
-INK, PALE, PAPER, MOUNT = (28, 28, 28), (118, 118, 118), (255, 255, 255), (240, 240, 240)
+MOUNT = (240, 240, 240)
 
 
 @dataclass(frozen=True)
@@ -85,17 +85,23 @@ def _rows(config: CheckConfig, manifest: Manifest) -> list[Row]:
 
 def _draw(rows: list[Row]) -> Pixels:
     """Lay the rows out under their headings; the original keeps its shape within its cell."""
-    labels = [_shortened(row.label) for row in rows]
-    originals_px = 2 * MARGIN_PX + max(_width(label) for label in labels)
+    labels = [shortened(row.label, MOST_LABEL_PX, FONT_PX) for row in rows]
+    originals_px = 2 * MARGIN_PX + max(text_width(label, FONT_PX) for label in labels)
     versions_px = originals_px + CELL_PX + MARGIN_PX
     width = versions_px + VERSIONS * (CELL_PX + GAP_PX) - GAP_PX + MARGIN_PX
     height = MARGIN_PX + HEADING_PX + len(rows) * (CELL_PX + GAP_PX) - GAP_PX + MARGIN_PX
-    sheet = np.full((height, width, 3), PAPER, dtype=np.uint8)
-    _write(sheet, "photo", (originals_px, MARGIN_PX + HEADING_PX // 2), PALE)
-    _write(sheet, f"what is trained on in epochs 1 to {VERSIONS}", (versions_px, MARGIN_PX + HEADING_PX // 2), PALE)
+    sheet = blank(width, height)
+    write(sheet, "photo", (originals_px, MARGIN_PX + HEADING_PX // 2), PALE, FONT_PX)
+    write(
+        sheet,
+        f"what is trained on in epochs 1 to {VERSIONS}",
+        (versions_px, MARGIN_PX + HEADING_PX // 2),
+        PALE,
+        FONT_PX,
+    )
     for number, (row, label) in enumerate(zip(rows, labels, strict=True)):
         top = MARGIN_PX + HEADING_PX + number * (CELL_PX + GAP_PX)
-        _write(sheet, label, (MARGIN_PX, top + CELL_PX // 2 + FONT_PX // 3), INK)
+        write(sheet, label, (MARGIN_PX, top + CELL_PX // 2 + FONT_PX // 3), INK, FONT_PX)
         _paste(sheet, ImageOps.pad(row.original, CELL, Image.Resampling.LANCZOS, color=MOUNT), (originals_px, top))
         for column, version in enumerate(row.versions):
             cell = version.resize(CELL, Image.Resampling.LANCZOS)
@@ -106,20 +112,3 @@ def _draw(rows: list[Row]) -> Pixels:
 def _paste(sheet: Pixels, cell: Image.Image, left_top: tuple[int, int]) -> None:
     left, top = left_top
     sheet[top : top + CELL_PX, left : left + CELL_PX] = np.asarray(cell)
-
-
-def _write(sheet: Pixels, text: str, left_baseline: tuple[int, int], colour: tuple[int, int, int]) -> None:
-    # OpenCV's own font has letters of all scripts, where Pillow's has those of English
-    cv2.putText(sheet, text, left_baseline, colour, cv2.FontFace("sans"), FONT_PX, FONT_WEIGHT)
-
-
-def _width(text: str) -> int:
-    left, _, width, _ = cv2.getTextSize((0, 0), text, (0, 0), cv2.FontFace("sans"), FONT_PX, FONT_WEIGHT)
-    return int(left + width)
-
-
-def _shortened(label: str) -> str:
-    kept = label
-    while _width(kept if kept == label else f"{kept}...") > MOST_LABEL_PX:
-        kept = kept[:-1]
-    return kept if kept == label else f"{kept}..."

@@ -1,79 +1,123 @@
-"""`finetune evaluate`: a run's model, in torch, on its own split or on another labelled folder."""
+"""`finetune evaluate`: how good a model is, on its run's own split or on other labelled photos."""
 
 from __future__ import annotations
 
-import csv
+import time
+from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from finetune.config import EvaluateConfig
-from finetune.data.audit import read_labelled
-from finetune.data.manifest import Manifest, summarise_skipped
-from finetune.errors import FinetuneError, nearest
-from finetune.evaluation.metrics import Scores, measure
-from finetune.evaluation.report import write_report
-from finetune.evaluation.scoring import score_with_torch
-from finetune.files import replacing
+from finetune.data.manifest import summarise_skipped
+from finetune.errors import FinetuneError
+from finetune.evaluation.metrics import ClassScores, Proportion, Scores, measure
+from finetune.evaluation.record import identify, require_free, save
+from finetune.evaluation.report import write_evaluation_report
+from finetune.evaluation.subject import Chosen, Subject, choose_photos, open_subject
 from finetune.run import FinishedRun
+
+MOST_ROWS = 40
 
 
 def main(config: EvaluateConfig) -> str:
-    """Score the photos, write predictions.csv and report.html, and return the table of figures."""
-    run = FinishedRun(config.run)
-    manifest = _photos_of(run, config)
-    photos = manifest.of(config.split if config.data.root is None else "test")
-    if not photos:
-        raise FinetuneError(f"run={config.run} has no {config.split} photos; choose another split=, or give data.root=")
-    if config.data.root is None:
-        run.require(photos)
-    classifier = run.classifier()
-    logits = score_with_torch(classifier, run.result.preprocessing, manifest.files(photos))
-    probabilities = torch.softmax(logits / classifier.temperature, dim=1).numpy()
-    targets = [run.result.classes.index(photo.label) for photo in photos]
-    scores = measure(probabilities, targets, run.result.classes, photos)
-    output = config.output or config.run / "evaluation"
-    _save_predictions(output / "predictions.csv", scores, run.result.classes)
-    write_report(output / "report.html", run.result, manifest, scores, metrics=[])
-    return _table(scores, manifest, output)
-
-
-def _photos_of(run: FinishedRun, config: EvaluateConfig) -> Manifest:
-    if config.data.root is None:
-        return run.manifest
-    manifest = read_labelled(config.data.root, run.data.class_from)
-    for label in manifest.classes:
-        if label not in run.result.classes:
-            raise FinetuneError(
-                f"data.root={config.data.root} has a class '{label}' that the model does not know"
-                f"{nearest(label, run.result.classes)} (it knows {', '.join(run.result.classes)})"
-            )
-    return manifest
-
-
-def _save_predictions(path: Path, scores: Scores, classes: tuple[str, ...]) -> None:
-    with replacing(path) as beside, beside.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["path", "label", "answer", "probability", *classes])
-        for photo, answer, row in zip(scores.photos, scores.answers, scores.probabilities, strict=True):
-            writer.writerow([photo.path, photo.label, classes[answer], f"{row.max():.6f}", *(f"{p:.6f}" for p in row)])
-
-
-def _table(scores: Scores, manifest: Manifest, output: Path) -> str:
-    low, high = scores.interval
-    width = max(len("class"), *(len(row.label) for row in scores.by_class))
-    lines = [
-        f"accuracy {100 * scores.accuracy:.1f} % on {len(scores.photos)} photos "
-        f"(95 % interval {100 * low:.1f} to {100 * high:.1f} %), "
-        f"calibration error {100 * scores.calibration_error:.1f} %",
-        f"balanced accuracy {100 * scores.balanced_accuracy:.1f} %, the mean recall of the classes",
-        "",
-        f"{'class':<{width}}  photos  precision  recall     F1",
-    ]
-    lines += [
-        f"{row.label:<{width}}  {row.photos:>6}  {row.precision:>9.3f}  {row.recall:>6.3f}  {row.f1:>5.3f}"
-        for row in scores.by_class
-    ]
-    if manifest.skipped:
-        lines += ["", summarise_skipped(manifest.skipped)]
+    """Score the photos, write the evaluation's folder, and return the table of figures."""
+    run = FinishedRun(config.run) if config.run else None
+    subject = open_subject(config, run)
+    chosen = choose_photos(config, subject, run)
+    output = config.output or _default_output(config, subject, chosen)
+    former = require_free(output, identify(subject, chosen))
+    started = time.monotonic()
+    answers = subject.answer(chosen.manifest.files(chosen.photos))
+    seconds = time.monotonic() - started
+    chosen = _without(chosen, answers.refused)
+    number = {label: k for k, label in enumerate(subject.classes)}
+    targets = [number[photo.label] for photo in chosen.photos]
+    scores = measure(answers.probabilities, targets, subject.classes, chosen.photos, config.top_k)
+    save(output, subject, chosen, scores, seconds)
+    write_evaluation_report(output / "report.html", subject, chosen, scores)
+    lines = [*_figures(scores, seconds), *_remarks(subject, chosen, scores), "", *_table(scores)]
+    if chosen.manifest.skipped:
+        lines += ["", summarise_skipped(chosen.manifest.skipped)]
+    if former:
+        lines += [
+            "",
+            f"replaces the evaluation of {former['written']}: accuracy {_percent(former['accuracy']['value'])}",
+        ]
     return "\n".join([*lines, "", f"report: {output / 'report.html'}", f"each photo: {output / 'predictions.csv'}"])
+
+
+def _default_output(config: EvaluateConfig, subject: Subject, chosen: Chosen) -> Path:
+    """Each model and set of photos has its own folder, in the run's where there is one."""
+    address = config.data.root
+    parts: list[str | None] = [Path(address).name or "photos"] if address else []
+    parts.append(chosen.split)
+    if config.run is None:
+        return Path("evaluation") / subject.name.replace(" version ", "-") / "-".join(filter(None, parts))
+    if config.model is not None:
+        parts.append("onnx")
+    return config.run / "evaluation" / "-".join(filter(None, parts))
+
+
+def _without(chosen: Chosen, refused: dict[int, str]) -> Chosen:
+    """Count photos that the server refuses as skipped."""
+    reasons = {chosen.photos[number].path: reason for number, reason in refused.items()}
+    if len(reasons) == len(chosen.photos):
+        raise FinetuneError(f"none of the {len(reasons)} photos can be asked for: {next(iter(reasons.values()))}")
+    manifest = replace(
+        chosen.manifest,
+        photos=tuple(
+            photo._replace(problem=reasons.get(photo.path, photo.problem)) for photo in chosen.manifest.photos
+        ),
+    )
+    return replace(chosen, manifest=manifest, photos=tuple(p for p in chosen.photos if p.path not in reasons))
+
+
+def _figures(scores: Scores, seconds: float) -> list[str]:
+    top = [f", top {k} {_percent(share.value)}" for k, share in scores.top.items() if k > 1]
+    macro = scores.macro
+    return [
+        f"accuracy {_percent(scores.accuracy)} on {len(scores.photos)} photos ({_interval(scores.top[1])}), "
+        f"calibration error {_percent(scores.calibration_error)}{''.join(top)}",
+        f"balanced accuracy {_percent(scores.balanced_accuracy)} ({_interval(scores.balanced)}), "
+        "the mean recall of the classes",
+        f"macro precision {macro.precision:.3f}, recall {macro.recall:.3f}, F1 {macro.f1:.3f}; "
+        f"log loss {scores.log_loss:.3f}",
+        f"{len(scores.photos) / seconds:.0f} photos a second",
+    ]
+
+
+def _remarks(subject: Subject, chosen: Chosen, scores: Scores) -> list[str]:
+    lines = []
+    if len(scores.shown) < len(subject.classes):
+        lines.append(
+            f"these photos show {len(scores.shown)} of the {len(subject.classes)} classes; means are over those"
+        )
+    if chosen.seen:
+        lines.append(f"{chosen.seen} of these photos took part in training or in choosing: the figures flatter")
+    return lines
+
+
+def _table(scores: Scores) -> list[str]:
+    rows = list(scores.by_class)
+    said = []
+    if len(rows) > MOST_ROWS:
+        rows = sorted(scores.shown, key=lambda row: row.f1 or 0.0)[:MOST_ROWS]
+        said = [f"the {len(rows)} classes of the lowest F1; evaluation.json has all {len(scores.by_class)}:"]
+    width = max(len("class"), *(len(row.label) for row in rows))
+    return [
+        *said,
+        f"{'class':<{width}}  photos  precision  recall     F1",
+        *(f"{row.label:<{width}}  {row.photos:>6}  {_cells(row)}" for row in rows),
+    ]
+
+
+def _cells(row: ClassScores) -> str:
+    precision, recall = (f"{share.value:.3f}" if share else "-" for share in (row.precision, row.recall))
+    return f"{precision:>9}  {recall:>6}  {'-' if row.f1 is None else f'{row.f1:.3f}':>5}"
+
+
+def _interval(share: Proportion) -> str:
+    return f"95 % interval {100 * share.low:.1f} to {100 * share.high:.1f} %"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"

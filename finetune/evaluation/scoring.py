@@ -1,22 +1,33 @@
-"""Class scores of many photos, in torch."""
+"""Class scores of many photos: in torch, or by an exported model through the code that serves it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from finetune.errors import ImageError
 from finetune.models.allocator import keep_freed_memory
 from finetune.models.classifier import Classifier
 from finetune.parallel import ordered_map
-from finetune.preprocess import Preprocessing, Readable, load_pixels
+from finetune.preprocess import Pixels, Preprocessing, Readable, load_pixels
 from finetune.progress import track
+from finetune.serving.predictor import Predictor
 
 # On a CPU the activations of a few photos stay in the cache: larger batches are slower.
 CPU_BATCH, GPU_BATCH = 4, 64
+
+
+class Answers(NamedTuple):
+    """probabilities: (N, classes) of the photos that were read; refused: why others were not, by their number."""
+
+    probabilities: NDArray[np.float32]
+    refused: dict[int, str]
 
 
 def score_with_torch(classifier: Classifier, preprocessing: Preprocessing, files: Sequence[Readable]) -> Tensor:
@@ -34,3 +45,30 @@ def score_with_torch(classifier: Classifier, preprocessing: Preprocessing, files
             images = torch.from_numpy(np.stack(batch)).to(device)
             logits.append(classifier(images).float().cpu())
     return torch.cat(logits)
+
+
+def answer_with_torch(classifier: Classifier, preprocessing: Preprocessing, files: Sequence[Readable]) -> Answers:
+    """Return calibrated probabilities of the trained model."""
+    logits = score_with_torch(classifier, preprocessing, files)
+    return Answers(torch.softmax(logits / classifier.temperature.cpu(), dim=1).numpy(), {})
+
+
+def answer_with_onnx(predictor: Predictor, files: Sequence[Readable]) -> Answers:
+    """Return what the server would answer; it refuses photos of rare formats that training reads."""
+    refused: dict[int, str] = {}
+
+    def load(numbered: tuple[int, Readable]) -> Pixels | None:
+        number, file = numbered
+        try:
+            return predictor.load(file)
+        except ImageError as error:
+            refused[number] = f"the server refuses it: {error}"
+            return None
+
+    read: Iterator[Pixels | None] = ordered_map(load, enumerate(files))
+    pixels = (photo for photo in track(read, "scoring photos", total=len(files)) if photo is not None)
+    answers = []
+    while batch := list(islice(pixels, predictor.batch_size)):
+        answers.append(predictor.run(np.stack(batch)))
+    empty = np.empty((0, len(predictor.labels)), dtype=np.float32)
+    return Answers(np.concatenate([empty, *answers]), refused)

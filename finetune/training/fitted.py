@@ -19,8 +19,9 @@ Metrics = dict[str, float | int | str]
 class Fitted:
     """A trained and calibrated classifier.
 
-    weights_from: origin of the pretrained weights; photos_seen: how many passed through the backbone; score: logits
-    (N, classes) of photos, by the cheapest faithful way.
+    weights_from: origin of the pretrained weights; val_logits: (N, classes) of the validation photos, before the
+    temperature and by layers that have not learned from them; photos_seen: how many passed through the backbone; score:
+    logits (N, classes) of photos, by the cheapest faithful way.
     """
 
     classifier: Classifier
@@ -28,6 +29,7 @@ class Fitted:
     weights_from: str
     val_accuracy: float
     val_balanced_accuracy: float
+    val_logits: Tensor
     trainable_parameters: int
     photos_seen: int
     metrics: list[Metrics]

@@ -43,6 +43,7 @@ class Candidate:
     l2: float
     judged: Judgement
     fit: LinearFit | DeepFit
+    val_logits: torch.Tensor
 
 
 def fit_head(
@@ -88,6 +89,7 @@ def fit_head(
         weights_from=weights_from,
         val_accuracy=chosen.judged.accuracy,
         val_balanced_accuracy=chosen.judged.balanced_accuracy,
+        val_logits=chosen.val_logits,
         trainable_parameters=sum(parameter.numel() for parameter in classifier.head.parameters()),
         photos_seen=len(train + val) * len(kept),
         metrics=metrics,
@@ -123,8 +125,9 @@ def _try_all(
         else:
             fits = fit_linear(seen, targets, classes, config.probe.l2, loss)
         for l2, fit in zip([WEIGHT_DECAY] if config.head.hidden else config.probe.l2, fits, strict=True):
-            judged = handling.judge(fit.logits(held_out), wanted)
-            candidates.append(Candidate(kept.preprocessing.image_size, name, l2, judged, fit))
+            logits = fit.logits(held_out)
+            judged = handling.judge(logits, wanted)
+            candidates.append(Candidate(kept.preprocessing.image_size, name, l2, judged, fit, logits))
     return candidates
 
 
@@ -141,7 +144,7 @@ def _build(
     features = kept.of(manifest, train + val, "training")[:, kept.columns(chosen.features)]
     columns = np.ascontiguousarray(features)
     # calibrated on photos that this head has not seen; the refitted one has seen them all
-    temperature = fit_temperature(chosen.fit.logits(columns[len(train) :]), manifest.targets(val))
+    temperature = fit_temperature(chosen.val_logits, manifest.targets(val))
     targets, classes = manifest.targets(train + val), len(manifest.classes)
     loss = handling.training_loss(targets, classes)
     # a copy: the original may be on a GPU, and still gives features

@@ -98,6 +98,7 @@ def fit_layers(
         weights_from=weights_from,
         val_accuracy=judged.accuracy,
         val_balanced_accuracy=judged.balanced_accuracy,
+        val_logits=logits,
         trainable_parameters=sum(p.numel() for name, p in classifier.named_parameters() if name in plan.ever),
         photos_seen=len(manifest.of("train")) * len(rows.rows),
         metrics=rows.rows,

@@ -9,13 +9,16 @@ from typing import Literal
 
 import pytorch_lightning as pl
 import torch
+from torch import Tensor
 
+from finetune.calibration import BeforeAfter, Calibration, before_and_after
 from finetune.config import FreezeConfig, TrainConfig
 from finetune.data.audit import Audit, audit
 from finetune.data.audit_report import write_audit
 from finetune.data.findings import KINDS
 from finetune.data.listing import list_source
 from finetune.data.manifest import Manifest, summarise_skipped
+from finetune.data.splits import Split
 from finetune.errors import FinetuneError
 from finetune.evaluation.metrics import Scores, measure
 from finetune.evaluation.report import write_report
@@ -154,7 +157,8 @@ def _finish(
 ) -> Result:
     """Measure on the test photos and write what the run leaves behind, result.json last."""
     test = manifest.of("test")
-    scores = _measure(fitted, manifest) if test else None
+    test_logits = fitted.score(test) if test else None
+    scores = None if test_logits is None else _measure(fitted, manifest, test_logits)
     run.save_weights(fitted.classifier)
     _save_metrics(run, fitted.metrics)
     result = Result(
@@ -162,6 +166,7 @@ def _finish(
         val_balanced_accuracy=fitted.val_balanced_accuracy,
         test_accuracy=scores.accuracy if scores else None,
         test_balanced_accuracy=scores.balanced_accuracy if scores else None,
+        calibration=_calibration(fitted, manifest, test_logits),
         train_seconds=round(seconds, 2),
         images_per_second=round(fitted.photos_seen / seconds, 2),
         trainable_parameters=fitted.trainable_parameters,
@@ -190,9 +195,20 @@ def _finish(
     return result
 
 
-def _measure(fitted: Fitted, manifest: Manifest) -> Scores:
+def _calibration(fitted: Fitted, manifest: Manifest, test_logits: Tensor | None) -> Calibration:
+    temperature = fitted.classifier.temperature.item()
+
+    def error(logits: Tensor, split: Split) -> BeforeAfter:
+        return before_and_after(logits.numpy(), manifest.targets(manifest.of(split)), temperature)
+
+    val = error(fitted.val_logits, "val")
+    return Calibration(
+        temperature=temperature, val=val, test=None if test_logits is None else error(test_logits, "test")
+    )
+
+
+def _measure(fitted: Fitted, manifest: Manifest, logits: Tensor) -> Scores:
     test = manifest.of("test")
-    logits = fitted.score(test)
     probabilities = torch.softmax(logits / fitted.classifier.temperature.cpu(), dim=1)
     return measure(probabilities.numpy(), manifest.targets(test), manifest.classes, test)
 

@@ -102,6 +102,15 @@ def test_every_photo_of_a_labelled_folder_is_tested(tmp_path: Path) -> None:
     assert len(manifest.skipped) == 1
 
 
+def test_one_split_of_a_labelled_folder_is_tested(tmp_path: Path) -> None:
+    paint_folder(tmp_path / "train", 2)
+    paint_folder(tmp_path / "val", 1)
+    manifest = read_labelled(str(tmp_path), "folder", "val")
+    assert counts(manifest) == {"train": 0, "val": 0, "test": 3}
+    with pytest.raises(FinetuneError, match="has no photos for split=test: it has train, val"):
+        read_labelled(str(tmp_path), "folder", "test")
+
+
 def test_one_class_is_enough_to_be_evaluated(tmp_path: Path) -> None:
     paint(tmp_path / "red" / "0.jpg", "red", 0)
     assert counts(read_labelled(str(tmp_path), "folder"))["test"] == 1
