@@ -7,6 +7,7 @@ import importlib
 import logging
 import os
 import re
+import shlex
 import signal
 import sys
 import textwrap
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from finetune import config
-from finetune.errors import FinetuneError, nearest
+from finetune.errors import FinetuneError, Interrupted, nearest
 from finetune.schema import Section, describe, parse, path_keys
 
 HELP_WIDTH = 120
@@ -89,8 +90,10 @@ def run(argv: list[str]) -> int:
         reason = error.strerror or f"writing failed, is the disk full? ({error})"
         print(f"finetune {name}: {reason}{place}", file=sys.stderr)
         return WRONG_INPUT
-    except KeyboardInterrupt:
-        print(f"finetune {name}: interrupted", file=sys.stderr)
+    except (KeyboardInterrupt, Interrupted) as stop:
+        print(f"finetune {name}: interrupted{'; ' if stop.args else ''}{stop}", file=sys.stderr)
+        if name == "train":
+            print(f"the same command goes on from there:\n  finetune {shlex.join(argv)}", file=sys.stderr)
         return INTERRUPTED
     return DONE
 

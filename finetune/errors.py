@@ -39,6 +39,13 @@ class ImageError(FinetuneError):
         self.kind = kind
 
 
+class Interrupted(BaseException):
+    """Ctrl-C or SIGTERM, after the work was saved; the message says how far it had come.
+
+    No KeyboardInterrupt, of which Lightning makes an exit, and no Exception, after which the next job of a sweep runs.
+    """
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return `"; did you mean 'x'?"` for the closest known name, or an empty string."""
     close = get_close_matches(name, list(known), n=1, cutoff=0.6)

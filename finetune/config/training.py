@@ -128,4 +128,7 @@ class TrainerConfig(Section):
     clip_norm: Annotated[float, Field(gt=0)] | None = Field(
         description="gradients of a larger norm are scaled down to it; null: none are"
     )
+    checkpoint_minutes: Annotated[float, Field(ge=0)] = Field(
+        description="inside an epoch, checkpoints/last.ckpt is written this often; 0: after every step"
+    )
     precision: Literal["32-true", "16-mixed", "bf16-mixed"] = Field(description="Lightning's name of the arithmetic")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 
 import numpy as np
 import pytorch_lightning as pl
@@ -12,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from finetune.data.augmentation import Augmentation
-from finetune.data.manifest import Manifest
+from finetune.data.manifest import Manifest, Photo
 from finetune.data.sampling import BalancedShuffle, EpochShuffle, Place, Sampling
 from finetune.data.splits import Split
 from finetune.parallel import usable_cores
@@ -53,7 +54,11 @@ class DistortedPhotos(Dataset[tuple[Tensor, int]]):
 
 
 class PhotoData(pl.LightningDataModule):
-    """Loaders over a manifest's train and val splits."""
+    """Loaders over a manifest's train and val splits.
+
+    position: the epoch and the batch, both counted from 0, that training stands before; it goes into checkpoints, and
+    there the training loader begins.
+    """
 
     def __init__(
         self,
@@ -70,16 +75,39 @@ class PhotoData(pl.LightningDataModule):
         self.manifest, self.pixels, self.augmentation = manifest, pixels, augmentation
         self.batch_size, self.seed, self.sampling = batch_size, seed, sampling
         self.num_workers = min(usable_cores(), MOST_WORKERS) if isinstance(num_workers, str) else num_workers
+        self.position = (0, 0)
+
+    def state_dict(self) -> dict[str, int]:
+        epoch, batch = self.position
+        return {"epoch": epoch, "batch": batch}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        self.position = (state_dict["epoch"], state_dict["batch"])
+
+    @cached_property
+    def sampler(self) -> EpochShuffle:
+        """The order of the training photos."""
+        targets = self.manifest.targets(self.manifest.of("train"))
+        if self.sampling == "balanced":
+            return BalancedShuffle(targets, self.seed)
+        return EpochShuffle(len(targets), self.seed)
 
     def train_dataloader(self) -> DataLoader[tuple[Tensor, int]]:
-        photos = self.manifest.of("train")
-        targets = self.manifest.targets(photos)
+        targets = self.manifest.targets(self.manifest.of("train"))
         dataset = DistortedPhotos(self.pixels["train"], targets, self.augmentation, self.seed)
-        balanced = self.sampling == "balanced"
-        sampler = BalancedShuffle(targets, self.seed) if balanced else EpochShuffle(len(photos), self.seed)
+        epoch, batch = self.position
+        # here and not by Lightning, which has workers load before it says which epoch it is
+        self.sampler.resume(epoch, batch * self.batch_size)
         # A last batch of one photo would give batch norm no variance to work with.
-        drop_last = len(sampler) % self.batch_size == 1 and len(sampler) > self.batch_size
-        return self._loader(dataset, sampler=sampler, drop_last=drop_last)
+        drop_last = len(self.sampler) % self.batch_size == 1 and len(self.sampler) > self.batch_size
+        return self._loader(dataset, sampler=self.sampler, drop_last=drop_last)
+
+    def photos_of(self, epoch: int, batch: int) -> list[Photo]:
+        """Return the photos of a training batch, in its order; epoch and batch are counted from 0."""
+        first = batch * self.batch_size
+        places = self.sampler.places(epoch)[first : first + self.batch_size]
+        photos = self.manifest.of("train")
+        return [photos[number] for _, number, _ in places]
 
     def val_dataloader(self) -> DataLoader[tuple[Tensor, int]]:
         photos = self.manifest.of("val")

@@ -20,21 +20,32 @@ class EpochShuffle(Sampler[Place]):
 
     def __init__(self, length: int, seed: int) -> None:
         self.length, self.seed, self.epoch = length, seed, 0
+        self.resumed_epoch, self.taken = 0, 0
 
     def set_epoch(self, epoch: int) -> None:
         """Called by Lightning before each epoch."""
         self.epoch = epoch
 
+    def resume(self, epoch: int, taken: int) -> None:
+        """Go on inside an epoch, of which some places were taken before; the epochs after it are whole."""
+        self.epoch = self.resumed_epoch = epoch
+        self.taken = taken
+
     def __len__(self) -> int:
         return self.length
 
     def __iter__(self) -> Iterator[Place]:
+        places = self.places(self.epoch)
+        return iter(places[self.taken :] if self.epoch == self.resumed_epoch else places)
+
+    def places(self, epoch: int) -> list[Place]:
+        """Return the whole order of an epoch."""
         drawn: Counter[int] = Counter()
         places = []
-        for number in self._order(np.random.default_rng((self.seed, self.epoch))).tolist():
-            places.append((self.epoch, number, drawn[number]))
+        for number in self._order(np.random.default_rng((self.seed, epoch))).tolist():
+            places.append((epoch, number, drawn[number]))
             drawn[number] += 1
-        return iter(places)
+        return places
 
     def _order(self, generator: np.random.Generator) -> NDArray[np.int64]:
         return generator.permutation(self.length)

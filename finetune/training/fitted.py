@@ -21,7 +21,7 @@ class Fitted:
 
     weights_from: origin of the pretrained weights; val_logits: (N, classes) of the validation photos, before the
     temperature and by layers that have not learned from them; photos_seen: how many passed through the backbone; score:
-    logits (N, classes) of photos, by the cheapest faithful way.
+    logits (N, classes) of photos, by the cheapest faithful way; earlier_s: seconds of processes before this one.
     """
 
     classifier: Classifier
@@ -34,3 +34,4 @@ class Fitted:
     photos_seen: int
     metrics: list[Metrics]
     score: Callable[[Sequence[Photo]], Tensor]
+    earlier_s: float = 0.0

@@ -5,13 +5,11 @@ from __future__ import annotations
 import logging
 import shutil
 import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
-from lightning_fabric.utilities.warnings import PossibleUserWarning
 from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint, RichProgressBar
 from torch import Tensor
 
@@ -33,12 +31,16 @@ from finetune.preprocess import Preprocessing
 from finetune.progress import track
 from finetune.run import Run
 from finetune.training.callbacks import EpochRows
+from finetune.training.checkpoints import LastCheckpoint, WholeFiles
+from finetune.training.divergence import FiniteLoss
 from finetune.training.fitted import Fitted
 from finetune.training.imbalance import Handling
 from finetune.training.mixing import BatchMixing
 from finetune.training.module import FineTuner, quiet_trainer
 from finetune.training.plan_table import describe_plan
 from finetune.training.probe import fit_temperature
+from finetune.training.randomness import SeededBatches
+from finetune.training.resuming import fit_or_resume
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +54,8 @@ def fit_layers(
     run: Run,
     device: torch.device,
 ) -> Fitted:
-    """Fine-tune, stop early, and return the best epoch's weights; resumes from checkpoints/last.ckpt."""
+    """Fine-tune, stop early, and return the best epoch's weights; goes on from checkpoints/last.ckpt."""
+    last = LastCheckpoint(run.checkpoints / "last.ckpt", config.trainer.checkpoint_minutes)
     size = spec.image_size if config.data.image_size == "auto" else config.data.image_size
     preprocessing = Preprocessing(image_size=size, fit=config.data.fit, alpha_over=config.data.alpha_over)
     classifier, weights_from = _build(config, spec, manifest, size)
@@ -70,16 +73,16 @@ def fit_layers(
         handling.sampling,
     )
     rows = EpochRows()
-    best = ModelCheckpoint(
-        run.checkpoints, filename="best", monitor="val_loss", save_last=True, enable_version_counter=False
-    )
-    trainer = _trainer(config, run, device, [rows, best, EarlyStopping("val_loss", patience=config.trainer.patience)])
+    best = ModelCheckpoint(run.checkpoints, filename="best", monitor="val_loss", enable_version_counter=False)
+    patience = EarlyStopping("val_loss", patience=config.trainer.patience)
+    seeds = SeededBatches(config.seed)
+    trainer = _trainer(config, run, device, [seeds, FiniteLoss(config), rows, patience, best, last])
     mixes = config.augment.mixup > 0 or config.augment.cutmix > 0
     mixing = BatchMixing(config.augment, len(manifest.classes), config.seed) if mixes else None
     targets = manifest.targets(manifest.of("train"))
     loss = handling.training_loss(targets, len(manifest.classes), config.trainer.label_smoothing)
     module = FineTuner(classifier, plan, config.optimizer, config.schedule, loss, handling.judge, mixing)
-    _fit(trainer, module, data, run)
+    fit_or_resume(trainer, module, data, last.path)
     if run.pixels.exists():
         shutil.rmtree(run.pixels)
     _load_best(classifier, Path(best.best_model_path), plan.ever)
@@ -103,6 +106,7 @@ def fit_layers(
         photos_seen=len(manifest.of("train")) * len(rows.rows),
         metrics=rows.rows,
         score=score,
+        earlier_s=last.earlier_s,
     )
 
 
@@ -137,35 +141,9 @@ def _trainer(config: TrainConfig, run: Run, device: torch.device, callbacks: lis
         gradient_clip_val=config.trainer.clip_norm,
         callbacks=[*callbacks, RichProgressBar()] if on_terminal else callbacks,
         enable_progress_bar=on_terminal,
+        plugins=[WholeFiles()],
         default_root_dir=run.path,
     )
-
-
-def _fit(trainer: pl.Trainer, module: FineTuner, data: PhotoData, run: Run) -> None:
-    last = run.checkpoints / "last.ckpt"
-    with warnings.catch_warnings():
-        # Lightning's advice on worker counts and logging intervals, which are ours to choose
-        warnings.filterwarnings("ignore", category=PossibleUserWarning)
-        # a resumed run's folder is not empty, of course
-        warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
-        # and its own use of what torch deprecates
-        warnings.filterwarnings("ignore", message=".*LeafSpec", category=FutureWarning)
-        try:
-            if last.is_file():
-                _require_whole(last)
-                log.info("resuming from %s", last)
-            trainer.fit(module, datamodule=data, ckpt_path=str(last) if last.is_file() else None, weights_only=True)
-        except SystemExit:
-            # Lightning turns Ctrl-C into exit code 1; the command line has its own for it
-            raise KeyboardInterrupt from None
-
-
-def _require_whole(checkpoint: Path) -> None:
-    try:
-        torch.load(checkpoint, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file can raise nearly anything
-        reason = str(error).splitlines()[0]
-        raise FinetuneError(f"{checkpoint} cannot be read ({reason}); delete it to start over") from None
 
 
 def _load_best(classifier: Classifier, checkpoint: Path, trainable: frozenset[str]) -> None:

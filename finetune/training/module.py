@@ -16,6 +16,7 @@ from finetune.config import OptimizerConfig, ScheduleConfig
 from finetune.errors import FinetuneError
 from finetune.models.classifier import Classifier
 from finetune.models.freezing import FreezingPlan, apply_freezing
+from finetune.training.epoch_loss import EpochLoss
 from finetune.training.imbalance import Judgement
 from finetune.training.loss import ClassificationLoss
 from finetune.training.mixing import BatchMixing
@@ -52,6 +53,7 @@ class FineTuner(pl.LightningModule):
         self.classifier, self.plan, self.mixing = classifier, plan, mixing
         self.optimizer_config, self.schedule_config = optimizer, schedule
         self.loss, self.judge = loss, judge
+        self.epoch_loss = EpochLoss()
         self.validated: list[Batch] = []
 
     def train(self, mode: bool = True) -> FineTuner:
@@ -61,8 +63,19 @@ class FineTuner(pl.LightningModule):
             self._freeze()
         return self
 
+    def on_train_start(self) -> None:
+        # a run that goes on inside an epoch does not start it
+        self._freeze()
+
     def on_train_epoch_start(self) -> None:
         self._freeze()
+        self.epoch_loss.restart()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["epoch_loss"] = self.epoch_loss.sums
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.epoch_loss.sums = checkpoint["epoch_loss"]
 
     def _freeze(self) -> None:
         # from the configuration and not from a checkpoint, so that a resumed run is frozen as it was
@@ -73,7 +86,7 @@ class FineTuner(pl.LightningModule):
         if self.mixing is not None:
             images, targets = self.mixing(images, targets, self.current_epoch, batch_idx)
         loss: Tensor = self.loss(self.classifier(images), targets)
-        self.log("train_loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(images))
+        self.epoch_loss.add(loss, len(images))
         return loss
 
     def on_validation_epoch_start(self) -> None:
@@ -92,7 +105,8 @@ class FineTuner(pl.LightningModule):
                 f"training diverged in epoch {self.current_epoch + 1}: the validation loss is {judged.loss:g}; "
                 f"lower optimizer.learning_rate ({self.optimizer_config.learning_rate:g})"
             )
-        measured = {
+        measured: dict[str, float | Tensor] = {
+            "train_loss": self.epoch_loss.mean(),
             "val_loss": judged.loss,
             "val_accuracy": judged.accuracy,
             "val_balanced_accuracy": judged.balanced_accuracy,

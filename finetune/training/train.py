@@ -76,7 +76,7 @@ def _train(config: TrainConfig, spec: BackboneSpec, audited: Audit, run: Run) ->
         if depth == "head"
         else fit_layers(config, depth, handling, spec, manifest, run, device)
     )
-    seconds = time.monotonic() - started
+    seconds = fitted.earlier_s + time.monotonic() - started
     result = _finish(config, spec, manifest, run, depth, handling, fitted, seconds)
     lines = [summarise(result), f"report: {run.report}", f"next: finetune export run={run.path} output=models"]
     return "\n".join(lines)

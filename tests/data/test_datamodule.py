@@ -226,3 +226,26 @@ def test_transparent_photos_are_laid_over_the_colour_that_is_asked_for(tmp_path:
         module = PhotoData(manifest, pixels, augmentation, 2, num_workers=0, seed=0)
         for loader in (module.train_dataloader(), module.val_dataloader()):
             assert all(bool((images == level).all()) for images, _ in loader)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_loader_begins_where_a_run_was_interrupted(num_workers: int, manifest: Manifest) -> None:
+    whole = epochs(data(manifest), 3)
+    module = data(manifest, num_workers=num_workers)
+    module.load_state_dict({"epoch": 1, "batch": 2})
+    loader = module.train_dataloader()
+    # as Lightning does: the workers begin to load before they are told the epoch
+    batches = iter(loader)
+    loader.sampler.set_epoch(1)  # type: ignore[attr-defined]
+    assert same(list(batches), whole[1][2:])
+    loader.sampler.set_epoch(2)  # type: ignore[attr-defined]
+    assert same(list(loader), whole[2])
+
+
+def test_the_photos_of_a_batch_are_told_from_its_number(manifest: Manifest) -> None:
+    module = data(manifest, augment="none")
+    for epoch, batches in enumerate(epochs(module, 2)):
+        for number, (pixels, _) in enumerate(batches):
+            files = manifest.files(module.photos_of(epoch, number))
+            wanted = np.stack([load_pixels(file, PREPROCESSING) for file in files])
+            assert torch.equal(pixels, torch.from_numpy(wanted))

@@ -61,3 +61,13 @@ def test_balanced_shows_other_photos_of_a_common_class_in_another_epoch() -> Non
     first, second = ({number for _, number, _ in places(sampler, epoch) if number < 40} for epoch in (0, 1))
     assert first != second
     assert len(first) == len(second) == 21
+
+
+@pytest.mark.parametrize("kind", ["shuffled", "balanced"])
+def test_an_epoch_goes_on_after_the_places_that_were_taken_and_the_next_one_is_whole(kind: str) -> None:
+    sampler, again = (EpochShuffle(20, 5) if kind == "shuffled" else BalancedShuffle([0, 1] * 10, 5) for _ in range(2))
+    whole = [places(sampler, epoch) for epoch in (3, 4)]
+    again.resume(3, taken=8)
+    assert list(again) == whole[0][8:]
+    assert places(again, 4) == whole[1]
+    assert len(again) == 20

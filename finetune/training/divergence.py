@@ -1,0 +1,77 @@
+"""A training loss that is no number any more."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from finetune.config import TrainConfig
+from finetune.data.datamodule import PhotoData
+from finetune.errors import FinetuneError
+
+
+@dataclass(frozen=True)
+class Seen:
+    """The loss of a batch on its way to the CPU; arrived: None where it was there from the start."""
+
+    loss: Tensor
+    arrived: torch.cuda.Event | None
+    epoch: int
+    batch: int
+
+
+class FiniteLoss(pl.Callback):
+    """Raises FinetuneError with the batch's photos where the training loss is NaN or infinite, before a save.
+
+    It is the loss before a gradient scaler's factor, so the steps that a scaler skips are none of its concern.
+    """
+
+    def __init__(self, config: TrainConfig) -> None:
+        self.config = config
+        self.seen: Seen | None = None
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        # a GPU is asked for the loss of the batch before, so that nobody waits
+        self._judge(trainer)
+        loss = outputs["loss"].detach()
+        arrived = torch.cuda.Event() if loss.is_cuda else None  # type: ignore[no-untyped-call]
+        self.seen = Seen(loss.to("cpu", non_blocking=True), arrived, trainer.current_epoch, batch_idx)
+        if arrived is None:
+            self._judge(trainer)
+        else:
+            arrived.record()
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._judge(trainer)
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        self._judge(trainer)
+
+    def _judge(self, trainer: pl.Trainer) -> None:
+        seen, self.seen = self.seen, None
+        if seen is None:
+            return
+        if seen.arrived is not None:
+            seen.arrived.synchronize()
+        if math.isfinite(seen.loss.item()):
+            return
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        assert isinstance(data, PhotoData)
+        photos = [f"  {photo.path}" for photo in data.photos_of(seen.epoch, seen.batch)]
+        rate, precision = self.config.optimizer.learning_rate, self.config.trainer.precision
+        wider = ", use trainer.precision=bf16-mixed or 32-true" if precision == "16-mixed" else ""
+        raise FinetuneError(
+            f"training diverged in epoch {seen.epoch + 1}, batch {seen.batch + 1} of {trainer.num_training_batches}: "
+            f"the training loss is {seen.loss.item():g} on these photos:\n" + "\n".join(photos) + "\n"
+            f"lower optimizer.learning_rate ({rate:g}){wider}, or look whether the photos are what they should be; "
+            "checkpoints that were saved before are as they were"
+        )

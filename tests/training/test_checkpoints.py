@@ -1,0 +1,196 @@
+from __future__ import annotations
+
+import itertools
+import json
+import random
+import shlex
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import EMAWeightAveraging
+from pytorch_lightning.plugins import MixedPrecision
+
+from finetune.cli import run
+from finetune.training import checkpoints, layers
+from finetune.training.module import FineTuner, quiet_trainer
+from tests.conftest import TINY, paint_folder
+from tests.training.random_kills import command, kill_often, outcome
+
+# 6 batches and 3 steps an epoch; everything that draws, and a depth more in every epoch
+WORDS = (
+    *TINY,
+    "freeze=gradual",
+    "freeze.epochs_per_group=0.3",
+    "head.dropout=0.3",
+    "model.drop_path=0.3",
+    "augment=[standard,mixup]",
+    "data.batch_size=4",
+    "trainer.accumulate=2",
+    "trainer.max_epochs=3",
+    "trainer.accelerator=cpu",
+)
+Trainer = Callable[..., pl.Trainer]
+
+
+@pytest.fixture(scope="module")
+def two_dozen(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """24 photos to train on, and 6 to validate with."""
+    root = tmp_path_factory.mktemp("resumed") / "photos"
+    paint_folder(root / "train", 8)
+    paint_folder(root / "val", 2)
+    return root
+
+
+@pytest.fixture(scope="module")
+def whole(two_dozen: Path) -> dict[str, Any]:
+    """What an undisturbed run makes."""
+    assert run(["train", f"data.root={two_dozen}", f"output={two_dozen.parent / 'whole'}", *WORDS]) == 0
+    return outcome(two_dozen.parent / "whole")
+
+
+def stop_in(monkeypatch: pytest.MonkeyPatch, step: str, epoch: int, batch: int) -> None:
+    """Have this process be told to end in the midst of a training or validation step."""
+    ordinary = getattr(FineTuner, step)
+
+    def interrupted(module: FineTuner, photos: Any, batch_idx: int) -> Any:
+        if (module.current_epoch, batch_idx) == (epoch, batch):
+            signal.raise_signal(signal.SIGTERM)
+        return ordinary(module, photos, batch_idx)
+
+    monkeypatch.setattr(FineTuner, step, interrupted)
+
+
+@pytest.mark.parametrize(
+    ("step", "epoch", "batch", "said"),
+    [
+        # between two batches that make one step: it is finished first
+        ("training_step", 0, 0, "epoch 1 of at most 3 after batch 2 of 6"),
+        ("training_step", 1, 3, "epoch 2 of at most 3 after batch 4 of 6"),
+        ("training_step", 1, 5, "epoch 2 of at most 3 after batch 6 of 6"),
+        ("validation_step", 1, 0, "epoch 2 of at most 3 after batch 6 of 6"),
+        ("validation_step", 2, 1, "epoch 3 of at most 3 after batch 6 of 6"),
+    ],
+)
+def test_a_signal_at_any_moment_saves_and_the_same_command_makes_what_an_undisturbed_one_does(
+    two_dozen: Path,
+    whole: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    step: str,
+    epoch: int,
+    batch: int,
+    said: str,
+) -> None:
+    words = ["train", f"data.root={two_dozen}", f"output={tmp_path / 'run'}", *WORDS]
+    with monkeypatch.context() as patched:
+        stop_in(patched, step, epoch, batch)
+        assert run(words) == 130
+    error = capsys.readouterr().err
+    assert f"finetune train: interrupted; saved in {said}\n" in error
+    assert shlex.split(error.splitlines()[-1]) == ["finetune", *words]
+    assert run(words) == 0
+    assert outcome(tmp_path / "run") == whole
+
+
+def test_a_second_signal_ends_at_once(
+    two_dozen: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ordinary = FineTuner.training_step
+
+    def interrupted(module: FineTuner, photos: Any, batch_idx: int) -> Any:
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+        return ordinary(module, photos, batch_idx)
+
+    monkeypatch.setattr(FineTuner, "training_step", interrupted)
+    assert run(["train", f"data.root={two_dozen}", f"output={tmp_path / 'run'}", *WORDS]) == 130
+    assert "interrupted\n" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def averaging(**options: Any) -> pl.Trainer:
+    """A trainer that validates with averaged weights."""
+    return quiet_trainer(**{**options, "callbacks": [EMAWeightAveraging(decay=0.5), *options["callbacks"]]})
+
+
+def scaling(**options: Any) -> pl.Trainer:
+    """A trainer whose loss is scaled so far up that its first steps are skipped."""
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**24, growth_interval=3)
+    options = {**options, "plugins": [*options["plugins"], MixedPrecision("16-mixed", "cpu", scaler)]}
+    del options["precision"]
+    return quiet_trainer(**options)
+
+
+@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step:UserWarning")
+@pytest.mark.parametrize(("trainer", "step"), [(averaging, "validation_step"), (scaling, "training_step")])
+def test_averages_and_scales_go_on_where_they_were(
+    two_dozen: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trainer: Trainer, step: str
+) -> None:
+    made = []
+    monkeypatch.setattr(layers, "quiet_trainer", lambda **options: made.append(trainer(**options)) or made[-1])
+    words = ["train", f"data.root={two_dozen}", *WORDS]
+    assert run([*words, f"output={tmp_path / 'whole'}"]) == 0
+    with monkeypatch.context() as patched:
+        stop_in(patched, step, epoch=1, batch=1)
+        assert run([*words, f"output={tmp_path / 'run'}"]) == 130
+    assert run([*words, f"output={tmp_path / 'run'}"]) == 0
+    assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
+    if trainer is scaling:
+        # steps were skipped, and nothing took that for a divergence
+        assert made[0].precision_plugin.scaler.get_scale() < 2.0**24
+
+
+def test_a_run_that_patience_ended_does_not_train_on(two_dozen: Path, tmp_path: Path) -> None:
+    words = ["train", f"data.root={two_dozen}", f"output={tmp_path / 'run'}", *WORDS]
+    words += ["trainer.max_epochs=30", "trainer.patience=2", "optimizer.learning_rate=1e-9"]
+    assert run(words) == 0
+    before = outcome(tmp_path / "run")
+    seconds = json.loads((tmp_path / "run" / "result.json").read_text())["train_seconds"]
+    assert len(before["metrics"]) < 30
+    for name in ("result.json", "weights.safetensors", "metrics.csv"):
+        (tmp_path / "run" / name).unlink()
+    assert run(words) == 0
+    assert outcome(tmp_path / "run") == before
+    # the second process had little to do, but the first one's time counts
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["train_seconds"] > 0.9 * seconds
+
+
+def test_checkpoints_are_written_inside_an_epoch_and_what_a_kill_left_beside_them_goes(
+    two_dozen: Path, whole: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["train", f"data.root={two_dozen}", f"output={tmp_path / 'run'}", *WORDS]
+    positions = []
+    ordinary = pl.Trainer.save_checkpoint
+
+    def noted(trainer: pl.Trainer, path: Path, *rest: Any) -> None:
+        if Path(path).name == "last.ckpt":
+            positions.append(trainer.datamodule.position)  # type: ignore[attr-defined]
+        ordinary(trainer, path, *rest)
+
+    with monkeypatch.context() as patched:
+        stop_in(patched, "training_step", epoch=0, batch=0)
+        assert run(words) == 130
+    (tmp_path / "run" / "checkpoints" / ".last-01234567.ckpt").touch()
+    monkeypatch.setattr(pl.Trainer, "save_checkpoint", noted)
+    ticks = itertools.count(step=700)
+    monkeypatch.setattr(checkpoints, "time", SimpleNamespace(monotonic=lambda: next(ticks)))
+    assert run(words) == 0
+    inside = [(epoch, batch) for epoch in (1, 2) for batch in (2, 4, 6)]
+    # a step is two batches; before the validation, and once more after it
+    assert positions == sorted([(0, 4), (0, 6), (1, 0), *inside, (2, 0), (3, 0)])
+    assert {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()} == {"last.ckpt", "best.ckpt"}
+    assert outcome(tmp_path / "run") == whole
+
+
+def test_kills_at_random_moments_change_nothing(two_dozen: Path, tmp_path: Path) -> None:
+    words = (*WORDS, "data.num_workers=2", "trainer.checkpoint_minutes=0.001", "trainer.max_epochs=6")
+    assert run(["train", f"data.root={two_dozen}", f"output={tmp_path / 'whole'}", *words]) == 0
+    kill_often(command(two_dozen, tmp_path / "run", words), tmp_path / "run", 2, random.Random(1))
+    assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
