@@ -217,7 +217,8 @@ def _groups(name: str) -> dict[str, dict[str, str]]:
 
 def _opening_comment(file: Path) -> str:
     lines = takewhile(lambda line: line.startswith("#"), file.read_text(encoding="utf-8").splitlines())
-    return " ".join(line.removeprefix("#").strip() for line in lines)
+    # `# @package` is Hydra's, and says nothing to a person
+    return " ".join(line.removeprefix("#").strip() for line in lines if not line.startswith("# @package"))
 
 
 def _listed(group: str, options: dict[str, str]) -> list[str]:

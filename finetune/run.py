@@ -44,6 +44,8 @@ class Result(BaseModel):
     images_per_second: float
     trainable_parameters: int
     total_parameters: int
+    zero_share: float
+    soup_epochs: tuple[int, ...]
     freeze: str
     imbalance: str
     imbalance_reason: str
@@ -81,6 +83,11 @@ class Run:
     @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
+
+    @property
+    def ingredients(self) -> Path:
+        """Checkpoints of good epochs to be averaged, until that is done."""
+        return self.path / "ingredients"
 
     @property
     def features(self) -> Path:

@@ -22,7 +22,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from finetune.config import FreezeConfig, SourceConfig
+from finetune.config import FreezeConfig, OptimizerConfig, SourceConfig, TrainConfig
 from finetune.data.manifest import Manifest
 
 if TYPE_CHECKING:
@@ -56,6 +56,15 @@ def freeze_config(**changes: object) -> FreezeConfig:
     """Return freeze=auto, but for these keys."""
     values = yaml.safe_load((ROOT / "conf/freeze/auto.yaml").read_text())
     return FreezeConfig.model_validate({**values, **changes})
+
+
+def optimizer_config(preset: str = "adamw", **changes: object) -> OptimizerConfig:
+    """Return optimizer=PRESET, but for these keys."""
+    values = yaml.safe_load((ROOT / f"conf/optimizer/{preset}.yaml").read_text())
+    # a rate in proportion to the photos of a step is worked out where those are known
+    if isinstance(values["learning_rate"], str) and " per " in values["learning_rate"]:
+        values["learning_rate"] = 1e-3
+    return OptimizerConfig.model_validate({**values, **changes})
 
 
 def manifest_of(root: Path | str, seed: int = 0, **data: object) -> Manifest:
@@ -98,6 +107,18 @@ def run_finetune(*words: str, **options: object) -> subprocess.CompletedProcess[
     return subprocess.run(  # type: ignore[call-overload,no-any-return]
         [sys.executable, "-m", "finetune", *words], capture_output=True, text=True, **{"timeout": 300, **options}
     )
+
+
+def train_config(*words: str) -> TrainConfig:
+    """Return what `finetune train` with these words is configured to do."""
+    from hydra import compose, initialize_config_dir
+    from omegaconf import OmegaConf
+
+    from finetune.cli import conf_dir
+
+    with initialize_config_dir(str(conf_dir().resolve()), version_base="1.3"):
+        composed = compose("train", ["data.root=photos", "output=run", *words])
+    return TrainConfig.model_validate(OmegaConf.to_container(composed, resolve=True))
 
 
 @functools.cache

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from finetune.cli import COMMANDS, conf_dir, run
+from finetune.cli import COMMANDS, _opening_comment, conf_dir, run
 from finetune.schema import describe
 from tests.conftest import TINY, augment_config, composed_augment, paint_folder, run_finetune
 
@@ -66,7 +66,8 @@ def test_every_group_option_composes_to_a_valid_configuration() -> None:
 
 def test_every_option_says_why_in_its_file() -> None:
     for path in conf_dir().glob("*/*.yaml"):
-        assert path.read_text().startswith("# "), path
+        assert len(_opening_comment(path)) > 20, path
+        assert "@package" not in _opening_comment(path)
 
 
 def test_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
@@ -91,8 +92,8 @@ def test_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
         ),
         (
             ["train", "schedule=[cosine,non]"],
-            "finetune train: schedule=[cosine,non] is wrong: choose from cosine, exponential, none, one_cycle, step; "
-            "did you mean 'none'?",
+            "finetune train: schedule=[cosine,non] is wrong: choose from bit, cosine, exponential, fastai, none, "
+            "one_cycle, step; did you mean 'none'?",
         ),
         (["train", "photos"], "finetune train: 'photos' is not of the form key=value"),
         (
@@ -126,7 +127,9 @@ def test_a_wrong_distortion_gets_the_nearest_name_also_in_a_list(
     given: str, nearest: str, command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     said = refused(capsys, command, "data.root=x", f"augment={given}")
-    assert said.startswith(f"finetune {command}: augment={given} is wrong: choose from alexnet, colour_add, crop, ")
+    assert said.startswith(
+        f"finetune {command}: augment={given} is wrong: choose from alexnet, bit, colour_add, crop, "
+    )
     assert said.endswith(f"; did you mean '{nearest}'?")
 
 
@@ -148,8 +151,8 @@ def test_help_lists_the_distortions_presets_first_with_their_purpose(
     listed = lines[lines.index("augment=") + 1 :]
     listed = listed[: listed.index("")]
     names = [line.split()[0] for line in listed if line.startswith("  ") and line[2] != " "]
-    assert names[:6] == ["alexnet", "defect", "light", "none", "standard", "strong"]
-    assert names[6:-1] == sorted(names[6:-1])
+    assert names[:7] == ["alexnet", "bit", "defect", "light", "none", "standard", "strong"]
+    assert names[7:-1] == sorted(names[7:-1])
     assert listed[-1] == "  a list adds them up, in its order: 'augment=[alexnet,vertical_flip]'"
     assert {*names[:-1]} == {path.stem for path in (conf_dir() / "augment").glob("*.yaml")}
     assert max(len(line) for line in listed) <= 120

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
+from finetune.config.tables import ByPhotos
 from finetune.schema import Fraction, Section, ascending
 
 Area = Annotated[tuple[Fraction, Fraction], AfterValidator(ascending)]
@@ -61,8 +62,9 @@ class AugmentConfig(Section):
     )
     erase: Fraction = Field(description="chance of filling a rectangle with noise")
     erase_area: Area = Field(description="erasing: least and largest share of the area")
-    mixup: Annotated[float, Field(ge=0)] = Field(
-        description="mixup: alpha of the beta distribution that two photos and their labels are blended by; 0: none"
+    mixup: ByPhotos[Annotated[float, Field(ge=0)]] = Field(
+        description="mixup: alpha of the beta distribution that two photos and their labels are blended by; 0: none. A "
+        "table goes by the number of training photos: {0: 0.0, 20000: 0.1}"
     )
     cutmix: Annotated[float, Field(ge=0)] = Field(
         description="cutmix: alpha of the beta distribution of the share that is pasted from another photo; 0: none; "

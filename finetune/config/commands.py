@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from finetune.config.augment import AugmentConfig
 from finetune.config.head import HeadConfig
 from finetune.config.photos import DataConfig, Fit, SidePx, SourceConfig
+from finetune.config.rates import scale_learning_rate
 from finetune.config.training import (
     FreezeConfig,
     ImbalanceConfig,
@@ -25,6 +26,7 @@ from finetune.schema import Address, Place, Section
 class TrainConfig(Section):
     """Fine-tune a classifier on a folder of photos; writes the run folder."""
 
+    recipe: str = Field(description="which of conf/recipe was chosen; what it set stands in the other keys")
     data: DataConfig
     model: ModelConfig
     head: HeadConfig
@@ -37,6 +39,8 @@ class TrainConfig(Section):
     trainer: TrainerConfig
     seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(description="decides splits, order, augmentation, head weights")
     output: Place = Field(description="the run folder to write; the same command again resumes or says it is finished")
+
+    scales_its_rate = model_validator(mode="before")(scale_learning_rate)
 
 
 class CheckDataConfig(SourceConfig):

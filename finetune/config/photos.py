@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
+from finetune.config.tables import from_zero_on
 from finetune.schema import Address, Place, Section
 
 SidePx = Annotated[int, Field(ge=32, le=2048)]
@@ -81,6 +82,10 @@ class SourceConfig(Section):
 class DataConfig(SourceConfig):
     image_size: Literal["auto"] | SidePx = Field(
         description="side of the square the model sees, in px; auto: the probe tries several, else the backbone's own"
+    )
+    auto_sizes: Annotated[dict[int, SidePx], AfterValidator(from_zero_on)] | None = Field(
+        description="image_size=auto: the side by that of most training photos (median root of the area, px): "
+        "{0: 128, 96: 480} is 128 below 96 px; null: as image_size says"
     )
     fit: Fit = Field(
         description="squash: scale both sides, all of the photo stays visible; crop: keep the shape, cut the centre"

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
+from finetune.config.tables import ByPhotos
 from finetune.schema import Fraction, Section
 
 Photos = Annotated[int, Field(ge=0)]
@@ -50,6 +51,10 @@ class FreezeConfig(Section):
     epochs_per_group: Annotated[float, Field(gt=0)] = Field(
         description="gradual: epochs after which the next depth group begins to train; 0.5: two groups an epoch"
     )
+    head_epochs: Annotated[int, Field(ge=0)] = Field(
+        description="partial, full, gradual: epochs of the head alone before any depth group trains; the learning rate "
+        "goes through its schedule once in them and once after them"
+    )
     head_below: Photos = Field(description="auto: fewer training photos than this train the head only")
     full_from: Photos = Field(description="auto: this many training photos or more train everything")
 
@@ -85,14 +90,37 @@ class OptimizerConfig(Section):
     name: str = Field(
         description="any that timm names: sgd (with Nesterov momentum), momentum, rmsprop, adam, adamw, lion ..."
     )
-    learning_rate: Annotated[float, Field(gt=0)] = Field(description="peak learning rate")
-    weight_decay: Annotated[float, Field(ge=0)] = Field(description="decay of weights; biases and norms are spared")
+    learning_rate: Annotated[float, Field(gt=0)] = Field(
+        description="peak learning rate; '0.003 per 512' is 0.003 for steps of 512 photos, and in proportion for those "
+        "of data.batch_size x trainer.accumulate"
+    )
+    weight_decay: Annotated[float, Field(ge=0)] = Field(
+        description="decay of weights; biases and norms are spared. With sgd, momentum, rmsprop and adam it is the L2 "
+        "penalty weight_decay/2 x sum of w^2; with adamw and its like each step shrinks weights apart from the gradient"
+    )
+    l1: Annotated[float, Field(ge=0)] = Field(
+        description="L1 penalty l1 x sum of |w| of the same weights, for partial, full and gradual: after each step "
+        "they move by learning rate x l1 towards 0 and stop there (proximal, ISTA), so that many are exactly 0; "
+        "0: none. freeze=head has the L2 penalties of probe.l2 and refuses it"
+    )
     momentum: Annotated[float, Field(ge=0, lt=1)] = Field(
         description="momentum, or the first beta of Adam and its like"
     )
     layer_decay: Annotated[float, Field(gt=0, le=1)] = Field(
         description="each depth group learns at this share of the rate of the one above it; 1: all at the same rate"
     )
+    stem_rate: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        description="in place of layer_decay: the stem learns at this share of the head's rate, those between evenly "
+        "spaced in the logarithm, whatever the number of depth groups; null: by layer_decay"
+    )
+
+    @field_validator("stem_rate")
+    @classmethod
+    def _is_the_only_rule(cls, share: float | None, given: ValidationInfo) -> float | None:
+        decay = given.data.get("layer_decay", 1)
+        if share is not None and decay != 1:
+            raise ValueError(f"optimizer.layer_decay={decay:g} sets the rates too; leave one out, or stem_rate=null")
+        return share
 
 
 class ScheduleConfig(Section):
@@ -102,6 +130,12 @@ class ScheduleConfig(Section):
     )
     warmup_fraction: Fraction = Field(
         description="share of all steps that rise to the peak, linearly; one_cycle: from a 25th of it, as a cosine"
+    )
+    warmup_max_steps: Annotated[int, Field(ge=0)] | None = Field(
+        description="most steps of that rise, however long the training; null: as many as the share makes"
+    )
+    after_head: Annotated[float, Field(gt=0)] = Field(
+        description="freeze.head_epochs: peak of the learning rate after them, as a share of the peak in them"
     )
     final: Fraction = Field(description="exponential, cosine, one_cycle: rate at the end, as a share of the peak")
     milestones: list[Fraction] = Field(description="step: shares of all steps at which the learning rate falls")
@@ -117,13 +151,27 @@ class ScheduleConfig(Section):
 
 class TrainerConfig(Section):
     max_epochs: Annotated[int, Field(ge=1)] = Field(description="passes over the training photos, for partial and full")
-    patience: Annotated[int, Field(ge=1)] = Field(description="epochs without a better validation loss before stopping")
+    max_steps: ByPhotos[Annotated[int, Field(ge=1)]] | None = Field(
+        description="most optimizer steps, rounded up to whole epochs; max_epochs holds too, the smaller wins. A table "
+        "goes by the number of training photos: {0: 500, 20000: 10000}; null: max_epochs alone"
+    )
+    patience: Annotated[int, Field(ge=1)] | None = Field(
+        description="epochs without a better validation loss before stopping; null: never stop early"
+    )
     accelerator: Literal["auto", "cpu", "gpu"] = Field(description="where training runs; auto: a GPU if there is one")
     accumulate: Annotated[int, Field(ge=1)] = Field(
         description="batches whose gradients make one step, where one large batch would need too much memory"
     )
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = Field(
         description="share of each label that is spread evenly over all classes, for partial, full and gradual"
+    )
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        description="partial, full, gradual: validate and keep a moving average of the weights, of which each step "
+        "leaves this share, less in the first steps; 0.999 to 0.9999; null: the weights themselves"
+    )
+    soup: Annotated[int, Field(ge=1)] = Field(
+        description="partial, full, gradual: the best epoch's weights are averaged with those of up to this many less "
+        "one other good epochs, each only if validation does not get worse (greedy soup); 1: the best epoch alone"
     )
     clip_norm: Annotated[float, Field(gt=0)] | None = Field(
         description="gradients of a larger norm are scaled down to it; null: none are"

@@ -9,7 +9,7 @@ from typing import Literal
 
 from torch import nn
 
-from finetune.config import FreezeConfig
+from finetune.config import FreezeConfig, OptimizerConfig
 from finetune.errors import FinetuneError
 from finetune.models.classifier import Classifier
 from finetune.models.depth import depth_groups
@@ -34,9 +34,13 @@ class PlannedGroup:
 
 @dataclass(frozen=True)
 class FreezingPlan:
-    """Every parameter of a classifier in one group each, from the stem to the head."""
+    """Every parameter of a classifier in one group each, from the stem to the head.
+
+    head_epochs: how many epochs are the head's alone, as a phase with a learning rate schedule of its own.
+    """
 
     groups: tuple[PlannedGroup, ...]
+    head_epochs: int = 0
 
     def trainable(self, epoch: int) -> frozenset[str]:
         """Return the names of the parameters that train in an epoch, counted from 0."""
@@ -68,7 +72,14 @@ def plan_freezing(classifier: Classifier, config: FreezeConfig, depth: Depth, la
         groups.append(PlannedGroup(group.modules, names, sum(sizes[name] for name in names), from_epoch, rate))
     head = tuple(f"head.{name}" for name, _ in classifier.head.named_parameters())
     groups.append(PlannedGroup("head", head, sum(sizes[name] for name in head), 0, 1.0))
-    return FreezingPlan(tuple(groups))
+    return FreezingPlan(tuple(groups), config.head_epochs)
+
+
+def decay_per_depth(classifier: Classifier, config: OptimizerConfig) -> float:
+    """Return the share of the rate above it at which each depth learns, so that the stem comes out as configured."""
+    if config.stem_rate is None:
+        return config.layer_decay
+    return float(config.stem_rate ** (1 / len(depth_groups(classifier.backbone.network))))
 
 
 def apply_freezing(classifier: Classifier, trainable: frozenset[str]) -> None:
@@ -88,15 +99,16 @@ def _from_epochs(count: int, config: FreezeConfig, depth: Depth) -> list[int | N
     if depth == "head":
         return [None] * count
     if depth == "full":
-        return [0] * count
+        return [config.head_epochs] * count
     if depth == "gradual":
-        return [math.ceil((count - number) * config.epochs_per_group) for number in range(count)]
+        begins = [math.ceil((count - number) * config.epochs_per_group) for number in range(count)]
+        return [max(config.head_epochs, epoch) for epoch in begins]
     first, last = config.groups if config.groups is not None else _top(count, config.top_groups)
     if last >= count:
         raise FinetuneError(
             f"freeze.groups=[{first},{last}], but this backbone has {count} depth groups, 0 to {count - 1}"
         )
-    return [0 if first <= number <= last else None for number in range(count)]
+    return [config.head_epochs if first <= number <= last else None for number in range(count)]
 
 
 def _top(count: int, top_groups: float) -> tuple[int, int]:

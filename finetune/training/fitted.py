@@ -21,7 +21,8 @@ class Fitted:
 
     weights_from: origin of the pretrained weights; val_logits: (N, classes) of the validation photos, before the
     temperature and by layers that have not learned from them; photos_seen: how many passed through the backbone; score:
-    logits (N, classes) of photos, by the cheapest faithful way; earlier_s: seconds of processes before this one.
+    logits (N, classes) of photos, by the cheapest faithful way; earlier_s: seconds of processes before this one;
+    soup_epochs: which epochs were averaged, from 0.
     """
 
     classifier: Classifier
@@ -35,3 +36,4 @@ class Fitted:
     metrics: list[Metrics]
     score: Callable[[Sequence[Photo]], Tensor]
     earlier_s: float = 0.0
+    soup_epochs: tuple[int, ...] = ()

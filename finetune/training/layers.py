@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytorch_lightning as pl
@@ -26,21 +26,24 @@ from finetune.files import write_text
 from finetune.models.allocator import keep_freed_memory
 from finetune.models.backbone import BackboneSpec, build_backbone
 from finetune.models.classifier import Classifier
-from finetune.models.freezing import Depth, apply_freezing, plan_freezing
+from finetune.models.freezing import Depth, apply_freezing, decay_per_depth, plan_freezing
 from finetune.preprocess import Preprocessing
 from finetune.progress import track
 from finetune.run import Run
+from finetune.training.averaging import MovingAverage
 from finetune.training.callbacks import EpochRows
 from finetune.training.checkpoints import LastCheckpoint, WholeFiles
 from finetune.training.divergence import FiniteLoss
 from finetune.training.fitted import Fitted
 from finetune.training.imbalance import Handling
-from finetune.training.mixing import BatchMixing
+from finetune.training.mixing import configured_mixing
 from finetune.training.module import FineTuner, quiet_trainer
 from finetune.training.plan_table import describe_plan
 from finetune.training.probe import fit_temperature
 from finetune.training.randomness import SeededBatches
 from finetune.training.resuming import fit_or_resume
+from finetune.training.settling import settle_epochs
+from finetune.training.soup import Ingredients, stir
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +62,7 @@ def fit_layers(
     size = spec.image_size if config.data.image_size == "auto" else config.data.image_size
     preprocessing = Preprocessing(image_size=size, fit=config.data.fit, alpha_over=config.data.alpha_over)
     classifier, weights_from = _build(config, spec, manifest, size)
-    plan = plan_freezing(classifier, config.freeze, depth, config.optimizer.layer_decay)
+    plan = plan_freezing(classifier, config.freeze, depth, decay_per_depth(classifier, config.optimizer))
     log.info(describe_plan(plan, config.optimizer.learning_rate))
     augmentation = Augmentation(config.augment, preprocessing, _colour_pca(config.augment, manifest, run))
     stages: dict[Split, Stage] = {"train": augmentation.stage, "val": preprocessing}
@@ -72,13 +75,14 @@ def fit_layers(
         config.seed,
         handling.sampling,
     )
+    config = settle_epochs(config, len(manifest.of("train")), len(data.train_dataloader()))
     rows = EpochRows()
     best = ModelCheckpoint(run.checkpoints, filename="best", monitor="val_loss", enable_version_counter=False)
-    patience = EarlyStopping("val_loss", patience=config.trainer.patience)
-    seeds = SeededBatches(config.seed)
-    trainer = _trainer(config, run, device, [seeds, FiniteLoss(config), rows, patience, best, last])
-    mixes = config.augment.mixup > 0 or config.augment.cutmix > 0
-    mixing = BatchMixing(config.augment, len(manifest.classes), config.seed) if mixes else None
+    # before the last checkpoint is written, which holds what they have
+    ingredients = Ingredients(run.ingredients, config.trainer.soup)
+    callbacks = [SeededBatches(config.seed), FiniteLoss(config), rows, *_optional(config, device, ingredients)]
+    trainer = _trainer(config, run, device, [*callbacks, best, last])
+    mixing = configured_mixing(config.augment, len(manifest.of("train")), len(manifest.classes), config.seed)
     targets = manifest.targets(manifest.of("train"))
     loss = handling.training_loss(targets, len(manifest.classes), config.trainer.label_smoothing)
     module = FineTuner(classifier, plan, config.optimizer, config.schedule, loss, handling.judge, mixing)
@@ -92,7 +96,13 @@ def fit_layers(
         return score_with_torch(classifier, preprocessing, manifest.files(photos))
 
     val = manifest.of("val")
-    logits, targets = score(val), manifest.targets(val)
+    targets = manifest.targets(val)
+    epochs = (
+        stir(classifier, ingredients.ranked(), lambda: handling.judge(score(val), torch.tensor(targets)))
+        if config.trainer.soup > 1
+        else ()
+    )
+    logits = score(val)
     classifier.temperature.fill_(fit_temperature(logits, targets))
     judged = handling.judge(logits, torch.tensor(targets))
     return Fitted(
@@ -107,7 +117,18 @@ def fit_layers(
         metrics=rows.rows,
         score=score,
         earlier_s=last.earlier_s,
+        soup_epochs=epochs,
     )
+
+
+def _optional(config: TrainConfig, device: torch.device, ingredients: Ingredients) -> Iterator[Callback]:
+    """Give what the configuration switches on."""
+    if config.trainer.ema_decay is not None:
+        yield MovingAverage(config.trainer.ema_decay, device)
+    if config.trainer.patience is not None:
+        yield EarlyStopping("val_loss", patience=config.trainer.patience)
+    if config.trainer.soup > 1:
+        yield ingredients
 
 
 def _build(config: TrainConfig, spec: BackboneSpec, manifest: Manifest, size: int) -> tuple[Classifier, str]:

@@ -11,6 +11,7 @@ from timm.data.mixup import Mixup
 from torch import Tensor
 
 from finetune.config import AugmentConfig
+from finetune.config.tables import value_at
 
 # Keeps its draws apart from those of single photos, which also come from (seed, epoch, number).
 STREAM = 1
@@ -22,11 +23,11 @@ class BatchMixing:
     The draws of a batch depend on (seed, epoch, number of the batch) only, so that a resumed run repeats them.
     """
 
-    def __init__(self, config: AugmentConfig, classes: int, seed: int) -> None:
-        """config: mixup, cutmix or both above 0; with both, each batch gets one of them."""
+    def __init__(self, mixup: float, cutmix: float, classes: int, seed: int) -> None:
+        """mixup, cutmix: alphas, either or both above 0; with both, each batch gets one of them."""
         self.seed = seed
         self.mixup = Mixup(  # type: ignore[no-untyped-call]
-            mixup_alpha=config.mixup, cutmix_alpha=config.cutmix, label_smoothing=0.0, num_classes=classes
+            mixup_alpha=mixup, cutmix_alpha=cutmix, label_smoothing=0.0, num_classes=classes
         )
 
     def __call__(self, images: Tensor, targets: Tensor, epoch: int, number: int) -> tuple[Tensor, Tensor]:
@@ -43,6 +44,12 @@ class BatchMixing:
         with _numpy_seeded(self.seed, epoch, number):
             mixed, shares = self.mixup(channels_first, targets)
         return mixed[:count].permute(0, 2, 3, 1), shares[:count]
+
+
+def configured_mixing(config: AugmentConfig, photos: int, classes: int, seed: int) -> BatchMixing | None:
+    """Return the mixing for so many training photos, or None where there is none."""
+    mixup = value_at(config.mixup, photos)
+    return BatchMixing(mixup, config.cutmix, classes, seed) if mixup > 0 or config.cutmix > 0 else None
 
 
 @contextmanager

@@ -21,7 +21,8 @@ from finetune.training.imbalance import Judgement
 from finetune.training.loss import ClassificationLoss
 from finetune.training.mixing import BatchMixing
 from finetune.training.optimizer import build_optimizer
-from finetune.training.schedule import rate_at
+from finetune.training.schedule import rate_in_phases
+from finetune.training.sparsity import shrink_weights
 
 Batch = tuple[Tensor, Tensor]
 
@@ -113,9 +114,15 @@ class FineTuner(pl.LightningModule):
         }
         self.log_dict(measured, prog_bar=True)
 
+    def optimizer_step(self, *arguments: Any, **options: Any) -> None:
+        super().optimizer_step(*arguments, **options)
+        if self.optimizer_config.l1:
+            shrink_weights(self.optimizers(), self.optimizer_config.l1)
+
     def configure_optimizers(self) -> Any:
         optimizer = build_optimizer(self.optimizer_config, self.classifier, self.plan.rates)
         steps = int(self.trainer.estimated_stepping_batches)
-        rate = partial(rate_at, self.schedule_config, steps=steps)
+        head_steps = steps * self.plan.head_epochs // (self.trainer.max_epochs or 1)
+        rate = partial(rate_in_phases, self.schedule_config, steps=steps, head_steps=head_steps)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

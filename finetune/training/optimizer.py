@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from finetune.config import OptimizerConfig
 from finetune.errors import FinetuneError, nearest
 from finetune.models.classifier import Classifier
+from finetune.training.sparsity import is_weight
 
 SECOND_BETA = 0.999
 
@@ -24,7 +25,7 @@ def build_optimizer(config: OptimizerConfig, classifier: Classifier, rates: dict
     """
     alike: dict[tuple[float, float], list[nn.Parameter]] = defaultdict(list)
     for name, parameter in classifier.named_parameters():
-        decay = config.weight_decay if parameter.ndim > 1 else 0.0
+        decay = config.weight_decay if is_weight(parameter) else 0.0
         alike[config.learning_rate * rates[name], decay].append(parameter)
     groups = [{"params": parameters, "lr": rate, "weight_decay": decay} for (rate, decay), parameters in alike.items()]
     # torch wants no Nesterov step where there is no momentum to look ahead with

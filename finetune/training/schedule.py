@@ -10,9 +10,22 @@ from finetune.config import ScheduleConfig
 CYCLE_START = 1 / 25
 
 
+def rate_in_phases(config: ScheduleConfig, step: int, steps: int, head_steps: int) -> float:
+    """Return the learning rate of a step where the first `head_steps` are a phase of their own, as a share of its peak.
+
+    Each phase goes through the whole schedule, as fastai's `fine_tune` runs one cycle in each.
+    """
+    if step < head_steps:
+        return rate_at(config, step, head_steps)
+    after = config.after_head if head_steps else 1.0
+    return after * rate_at(config, step - head_steps, steps - head_steps)
+
+
 def rate_at(config: ScheduleConfig, step: int, steps: int) -> float:
     """Return the learning rate of a step, counted from 0, as a share of the peak."""
     rising = math.ceil(config.warmup_fraction * steps)
+    if config.warmup_max_steps is not None:
+        rising = min(rising, config.warmup_max_steps)
     if step < rising:
         if config.name == "one_cycle":
             return _cosine(CYCLE_START, 1.0, step / rising)

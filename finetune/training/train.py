@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import logging
+import shutil
 import time
 from typing import Literal
 
@@ -32,6 +33,8 @@ from finetune.training.head_only import fit_head
 from finetune.training.imbalance import Handling, choose_handling
 from finetune.training.layers import fit_layers
 from finetune.training.optimizer import require_known_optimizer
+from finetune.training.settling import require_used, settle_image_size
+from finetune.training.sparsity import zero_share
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +70,8 @@ def _train(config: TrainConfig, spec: BackboneSpec, audited: Audit, run: Run) ->
     started = time.monotonic()
     depth = choose_depth(config.freeze, len(manifest.of("train")))
     log.info("%d training photos: freeze=%s", len(manifest.of("train")), depth)
+    require_used(config, depth)
+    config = settle_image_size(config, manifest)
     handling = choose_handling(config.imbalance, depth, [photo.label for photo in manifest.of("train")])
     log.info("imbalance: %s (%s)", handling.method, handling.reason)
     pl.seed_everything(config.seed, workers=True, verbose=False)
@@ -161,6 +166,9 @@ def _finish(
     scores = None if test_logits is None else _measure(fitted, manifest, test_logits)
     run.save_weights(fitted.classifier)
     _save_metrics(run, fitted.metrics)
+    zeros = zero_share(fitted.classifier)
+    if config.optimizer.l1:
+        log.info("optimizer.l1=%g: %.1f %% of the trained weights are exactly 0", config.optimizer.l1, 100 * zeros)
     result = Result(
         val_accuracy=fitted.val_accuracy,
         val_balanced_accuracy=fitted.val_balanced_accuracy,
@@ -171,6 +179,8 @@ def _finish(
         images_per_second=round(fitted.photos_seen / seconds, 2),
         trainable_parameters=fitted.trainable_parameters,
         total_parameters=sum(parameter.numel() for parameter in fitted.classifier.parameters()),
+        zero_share=zeros,
+        soup_epochs=fitted.soup_epochs,
         freeze=depth,
         imbalance=handling.method,
         imbalance_reason=handling.reason,
@@ -192,6 +202,7 @@ def _finish(
     )
     write_report(run.report, result, manifest, scores, fitted.metrics)
     run.save_result(result)
+    shutil.rmtree(run.ingredients, ignore_errors=True)
     return result
 
 

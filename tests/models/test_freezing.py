@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
+from pydantic import ValidationError
 
 from finetune.errors import FinetuneError
 from finetune.models.backbone import build_backbone, describe_backbone
 from finetune.models.classifier import Classifier
 from finetune.models.depth import depth_groups
-from finetune.models.freezing import PREFIX, Depth, FreezingPlan, apply_freezing, plan_freezing
-from tests.conftest import freeze_config
+from finetune.models.freezing import PREFIX, Depth, FreezingPlan, apply_freezing, decay_per_depth, plan_freezing
+from tests.conftest import freeze_config, optimizer_config
 
 NETWORKS = ["test_resnet", "test_efficientnet", "test_vit", "test_convnext"]
 
@@ -141,3 +144,32 @@ def test_a_dropout_between_frozen_layers_is_off() -> None:
     assert network.head_drop.training  # type: ignore[union-attr]
     apply_freezing(classifier, trainable_names(classifier, "full"))
     assert network.pos_drop.training  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("depth", "begins"),
+    [("full", [2, 2, 2, 2, 2, 0]), ("partial", [None] * 4 + [2, 0]), ("gradual", [5, 4, 3, 2, 2, 0])],
+)
+def test_the_head_may_have_epochs_of_its_own(depth: Depth, begins: list[int | None]) -> None:
+    classifier = build("test_resnet")
+    made = plan(classifier, depth, head_epochs=2, top_groups=1, epochs_per_group=1)
+    assert [group.from_epoch for group in made.groups] == begins
+    assert made.head_epochs == 2
+    assert made.trainable(1) == trainable_names(classifier, "head") < made.trainable(2)
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit"])
+def test_the_stem_learns_at_a_share_of_the_rate_whatever_the_number_of_depths(name: str) -> None:
+    classifier = build(name)
+    decay = decay_per_depth(classifier, optimizer_config(stem_rate=0.01))
+    rates = [group.rate for group in plan(classifier, "full", decay).groups]
+    assert rates[0] == pytest.approx(0.01)
+    assert rates[-1] == 1
+    steps = [above / below for below, above in pairwise(rates)]
+    assert steps == [pytest.approx(steps[0])] * len(steps)
+    assert decay_per_depth(classifier, optimizer_config(layer_decay=0.7)) == 0.7
+
+
+def test_only_one_rule_sets_the_rates_of_depths() -> None:
+    with pytest.raises(ValidationError, match=r"optimizer\.layer_decay=0\.5 sets the rates too"):
+        optimizer_config(stem_rate=0.01, layer_decay=0.5)

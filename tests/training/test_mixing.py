@@ -11,14 +11,16 @@ from torch import Tensor
 from finetune.cli import run
 from finetune.models.backbone import BackboneSpec
 from finetune.models.classifier import Normalise
-from finetune.training.mixing import BatchMixing
+from finetune.training.mixing import BatchMixing, configured_mixing
 from tests.conftest import augment_config
 
 SEED = 3
 
 
 def mixing(choice: str, classes: int, seed: int = SEED) -> BatchMixing:
-    return BatchMixing(augment_config(choice), classes, seed)
+    made = configured_mixing(augment_config(choice), photos=0, classes=classes, seed=seed)
+    assert made is not None
+    return made
 
 
 def batch(count: int, side: int = 16) -> tuple[Tensor, Tensor]:
@@ -135,3 +137,13 @@ def test_mixing_changes_the_training_loss_and_leaves_validation_alone(photos: Pa
     plain, mixed = losses.values()
     assert float(plain["val_loss"]) == pytest.approx(float(mixed["val_loss"]), abs=1e-5)
     assert float(plain["train_loss"]) != pytest.approx(float(mixed["train_loss"]), abs=1e-3)
+
+
+@pytest.mark.parametrize(("photos", "alpha"), [(0, None), (19_999, None), (20_000, 0.1), (10**6, 0.1)])
+def test_mixing_may_begin_at_a_number_of_training_photos(photos: int, alpha: float | None) -> None:
+    made = configured_mixing(augment_config("bit"), photos, classes=2, seed=0)
+    assert (None if made is None else made.mixup.mixup_alpha) == alpha
+    # a value of one's own is no table any more
+    mine = configured_mixing(augment_config("bit", mixup=0.3), photos, classes=2, seed=0)
+    assert mine is not None
+    assert mine.mixup.mixup_alpha == 0.3

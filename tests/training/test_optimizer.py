@@ -1,10 +1,7 @@
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
-import yaml
 from torch.optim import Optimizer
 
 from finetune.config import OptimizerConfig
@@ -13,14 +10,10 @@ from finetune.models.classifier import Classifier
 from finetune.models.freezing import apply_freezing
 from finetune.training.optimizer import build_optimizer, require_known_optimizer
 from tests.conftest import ROOT
+from tests.conftest import optimizer_config as config
 from tests.models.test_freezing import build, plan
 
 PRESETS = sorted(path.stem for path in (ROOT / "conf/optimizer").glob("*.yaml"))
-
-
-def config(preset: str = "adamw", **changes: Any) -> OptimizerConfig:
-    values = yaml.safe_load((ROOT / f"conf/optimizer/{preset}.yaml").read_text())
-    return OptimizerConfig.model_validate({**values, **changes})
 
 
 @pytest.fixture

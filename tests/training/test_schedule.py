@@ -10,18 +10,20 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from finetune.config import ScheduleConfig
-from finetune.training.schedule import rate_at
+from finetune.training.schedule import rate_at, rate_in_phases
 from tests.conftest import ROOT
 
 NAMES = sorted(path.stem for path in (ROOT / "conf/schedule").glob("*.yaml"))
 
 
 def schedule(name: str, **changes: Any) -> ScheduleConfig:
-    values = {}
-    for stem in ("cosine", name):
-        values |= yaml.safe_load((ROOT / f"conf/schedule/{stem}.yaml").read_text())
-    values.pop("defaults", None)
-    return ScheduleConfig.model_validate({**values, **changes})
+    return ScheduleConfig.model_validate({**composed(name), **changes})
+
+
+def composed(name: str) -> dict[str, Any]:
+    values: dict[str, Any] = yaml.safe_load((ROOT / f"conf/schedule/{name}.yaml").read_text())
+    base, *_ = values.pop("defaults", ["_self_"])
+    return values if base == "_self_" else composed(base) | values
 
 
 def rates(config: ScheduleConfig, steps: int) -> list[float]:
@@ -73,3 +75,22 @@ def test_one_cycle_begins_at_a_25th_and_ends_at_nearly_nothing() -> None:
 def test_an_exponential_to_nothing_is_refused() -> None:
     with pytest.raises(ValidationError, match="an exponential never comes to 0"):
         schedule("exponential", final=0)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_head_alone_goes_through_the_schedule_and_all_layers_through_it_again(name: str) -> None:
+    config = schedule(name, after_head=0.5)
+    found = [rate_in_phases(config, step, 50, head_steps=10) for step in range(50)]
+    assert found[:10] == rates(config, 10)
+    assert found[10:] == [0.5 * rate for rate in rates(config, 40)]
+    # without such a phase there is nothing to halve
+    assert [rate_in_phases(config, step, 50, head_steps=0) for step in range(50)] == rates(config, 50)
+
+
+@pytest.mark.parametrize(("steps", "rising"), [(500, 100), (10_000, 500), (20_000, 500)])
+def test_the_hyperrule_rises_as_its_authors_have_it(steps: int, rising: int) -> None:
+    found = rates(schedule("bit"), steps)
+    assert found.index(1.0) == rising
+    falls = [step for step, (before, after) in enumerate(pairwise(found), 1) if after < before]
+    assert falls == [pytest.approx(share * steps, abs=1) for share in (0.3, 0.6, 0.9)]
+    assert found[-1] == pytest.approx(1e-3)
