@@ -35,6 +35,7 @@ from finetune.run import Run
 from finetune.schema import parse
 from finetune.training.head_only import fit_head
 from finetune.training.imbalance import choose_handling
+from finetune.training.watching import Watch
 
 # in the order of their class numbers
 COUNTS = {"global": 20, "local": 20, "nominal": 200}
@@ -94,7 +95,8 @@ def train(
     manifest = audit(config.data, seed).require_trainable()
     handling = choose_handling(config.imbalance, "head", [photo.label for photo in manifest.of("train")])
     spec = describe_backbone(config.model.backbone)
-    fitted = fit_head(config, handling, spec, manifest, SharedFeatures(output), torch.device("cpu"))
+    watch = Watch(output / "metrics.csv", {})
+    fitted = fit_head(config, handling, spec, manifest, SharedFeatures(output), torch.device("cpu"), watch)
     test = manifest.of("test")
     logits, targets = fitted.score(test), torch.tensor(manifest.targets(test))
     yield method, measure(logits / fitted.classifier.temperature, targets)

@@ -21,6 +21,7 @@ from finetune.config.photos import DataConfig, SourceConfig
 from finetune.config.training import (
     FreezeConfig,
     ImbalanceConfig,
+    LoggerConfig,
     ModelConfig,
     OptimizerConfig,
     ProbeConfig,
@@ -37,6 +38,7 @@ __all__ = [
     "FreezeConfig",
     "HeadConfig",
     "ImbalanceConfig",
+    "LoggerConfig",
     "ModelConfig",
     "ModelsConfig",
     "OptimizerConfig",

@@ -14,6 +14,7 @@ from finetune.config.rates import scale_learning_rate
 from finetune.config.training import (
     FreezeConfig,
     ImbalanceConfig,
+    LoggerConfig,
     ModelConfig,
     OptimizerConfig,
     ProbeConfig,
@@ -37,6 +38,7 @@ class TrainConfig(Section):
     optimizer: OptimizerConfig
     schedule: ScheduleConfig
     trainer: TrainerConfig
+    logger: LoggerConfig
     seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(description="decides splits, order, augmentation, head weights")
     output: Place = Field(description="the run folder to write; the same command again resumes or says it is finished")
 

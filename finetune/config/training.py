@@ -149,6 +149,15 @@ class ScheduleConfig(Section):
         return final
 
 
+class LoggerConfig(Section):
+    """Where a run can be followed, beside metrics.csv in its folder."""
+
+    tensorboard: bool = Field(description="event files in the run folder")
+    mlflow: bool = Field(description="at MLFLOW_TRACKING_URI, or mlflow.db in the run folder")
+    wandb: bool = Field(description="online where WANDB_API_KEY is set, or files in the run folder")
+    project: str = Field(min_length=1, description="MLflow's experiment, W&B's project; the run has its folder's name")
+
+
 class TrainerConfig(Section):
     max_epochs: Annotated[int, Field(ge=1)] = Field(description="passes over the training photos, for partial and full")
     max_steps: ByPhotos[Annotated[int, Field(ge=1)]] | None = Field(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable, Sequence
 
 import pytorch_lightning as pl
 
@@ -15,9 +16,13 @@ MEASURED = ("train_loss", "val_loss", "val_accuracy", "val_balanced_accuracy")
 
 
 class EpochRows(pl.Callback):
-    """Collects one row of metrics an epoch, and says it in one line; rows survive a resume in the checkpoint."""
+    """Collects one row of metrics an epoch, and says it in one line; rows survive a resume in the checkpoint.
 
-    def __init__(self) -> None:
+    update: takes all rows so far.
+    """
+
+    def __init__(self, update: Callable[[Sequence[Metrics]], None]) -> None:
+        self.update = update
         self.rows: list[Metrics] = []
         self.started = time.monotonic()
 
@@ -27,8 +32,11 @@ class EpochRows(pl.Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         row: Metrics = {"epoch": trainer.current_epoch}
         row |= {name: round(float(trainer.callback_metrics[name]), 6) for name in MEASURED}
+        row["learning_rate"] = max(group["lr"] for group in trainer.optimizers[0].param_groups)
         row["seconds"] = round(time.monotonic() - self.started, 2)
         self.rows.append(row)
+        if trainer.is_global_zero:
+            self.update(self.rows)
         log.info(
             "epoch %d of at most %s: training loss %.4f, validation loss %.4f, accuracy %.1f %%, balanced %.1f %%",
             trainer.current_epoch + 1,

@@ -26,6 +26,7 @@ from finetune.training.imbalance import Handling, Judgement
 from finetune.training.loss import ClassificationLoss
 from finetune.training.module import FineTuner, quiet_trainer
 from finetune.training.probe import LinearFit, fit_linear, fit_temperature
+from finetune.training.watching import Watch
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +48,13 @@ class Candidate:
 
 
 def fit_head(
-    config: TrainConfig, handling: Handling, spec: BackboneSpec, manifest: Manifest, run: Run, device: torch.device
+    config: TrainConfig,
+    handling: Handling,
+    spec: BackboneSpec,
+    manifest: Manifest,
+    run: Run,
+    device: torch.device,
+    watch: Watch,
 ) -> Fitted:
     """Try every size, feature set and penalty; refit the best on training and validation photos together."""
     train, val = manifest.of("train"), manifest.of("val")
@@ -65,6 +72,7 @@ def fit_head(
         tried = _try_all(config, handling, manifest, kept[size], features)
         seconds = time.monotonic() - started
         metrics += [_row(candidate, seconds) for candidate in tried]
+        watch.update(metrics)
         best = max(tried, key=lambda candidate: candidate.judged.rank)
         # only the best fit is kept: a thousand classes on wide features take a gigabyte
         if chosen is None or best.judged.rank > chosen.judged.rank:

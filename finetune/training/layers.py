@@ -34,6 +34,7 @@ from finetune.training.averaging import MovingAverage
 from finetune.training.callbacks import EpochRows
 from finetune.training.checkpoints import LastCheckpoint, WholeFiles
 from finetune.training.divergence import FiniteLoss
+from finetune.training.first_batch import FirstBatch
 from finetune.training.fitted import Fitted
 from finetune.training.imbalance import Handling
 from finetune.training.mixing import configured_mixing
@@ -44,6 +45,7 @@ from finetune.training.randomness import SeededBatches
 from finetune.training.resuming import fit_or_resume
 from finetune.training.settling import settle_epochs
 from finetune.training.soup import Ingredients, stir
+from finetune.training.watching import Watch
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +58,7 @@ def fit_layers(
     manifest: Manifest,
     run: Run,
     device: torch.device,
+    watch: Watch,
 ) -> Fitted:
     """Fine-tune, stop early, and return the best epoch's weights; goes on from checkpoints/last.ckpt."""
     last = LastCheckpoint(run.checkpoints / "last.ckpt", config.trainer.checkpoint_minutes)
@@ -76,11 +79,12 @@ def fit_layers(
         handling.sampling,
     )
     config = settle_epochs(config, len(manifest.of("train")), len(data.train_dataloader()))
-    rows = EpochRows()
+    rows = EpochRows(watch.update)
+    first = FirstBatch(run.path / "augmented.png", manifest.classes, watch.show)
     best = ModelCheckpoint(run.checkpoints, filename="best", monitor="val_loss", enable_version_counter=False)
     # before the last checkpoint is written, which holds what they have
     ingredients = Ingredients(run.ingredients, config.trainer.soup)
-    callbacks = [SeededBatches(config.seed), FiniteLoss(config), rows, *_optional(config, device, ingredients)]
+    callbacks = [SeededBatches(config.seed), FiniteLoss(config), first, rows, *_optional(config, device, ingredients)]
     trainer = _trainer(config, run, device, [*callbacks, best, last])
     mixing = configured_mixing(config.augment, len(manifest.of("train")), len(manifest.classes), config.seed)
     targets = manifest.targets(manifest.of("train"))

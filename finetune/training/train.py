@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import logging
 import shutil
 import time
@@ -23,18 +22,19 @@ from finetune.data.splits import Split
 from finetune.errors import FinetuneError
 from finetune.evaluation.metrics import Scores, measure
 from finetune.evaluation.report import write_report
-from finetune.files import replacing
 from finetune.models.backbone import BackboneSpec, describe_backbone
 from finetune.models.freezing import Depth
 from finetune.run import FinishedRun, Result, Run, versions
 from finetune.stores import readable
-from finetune.training.fitted import Fitted, Metrics
+from finetune.training.fitted import Fitted
 from finetune.training.head_only import fit_head
 from finetune.training.imbalance import Handling, choose_handling
 from finetune.training.layers import fit_layers
 from finetune.training.optimizer import require_known_optimizer
 from finetune.training.settling import require_used, settle_image_size
 from finetune.training.sparsity import zero_share
+from finetune.training.tracking import require_loggers
+from finetune.training.watching import watching
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +43,7 @@ def main(config: TrainConfig) -> str:
     """Train as configured, or finish what was interrupted; returns what came of it."""
     spec = describe_backbone(config.model.backbone)
     require_known_optimizer(config.optimizer.name)
+    require_loggers(config.logger)
     run = Run(config.output)
     # bad photos are reported before a folder is made, and a finished run needs none
     audited = None if run.config.is_file() else _audit(config)
@@ -76,13 +77,16 @@ def _train(config: TrainConfig, spec: BackboneSpec, audited: Audit, run: Run) ->
     log.info("imbalance: %s (%s)", handling.method, handling.reason)
     pl.seed_everything(config.seed, workers=True, verbose=False)
     device = _device(config.trainer.accelerator)
-    fitted = (
-        fit_head(config, handling, spec, manifest, run, device)
-        if depth == "head"
-        else fit_layers(config, depth, handling, spec, manifest, run, device)
-    )
-    seconds = fitted.earlier_s + time.monotonic() - started
-    result = _finish(config, spec, manifest, run, depth, handling, fitted, seconds)
+    with watching(config, run) as watch:
+        fitted = (
+            fit_head(config, handling, spec, manifest, run, device, watch)
+            if depth == "head"
+            else fit_layers(config, depth, handling, spec, manifest, run, device, watch)
+        )
+        watch.update(fitted.metrics)
+        seconds = fitted.earlier_s + time.monotonic() - started
+        result = _finish(config, spec, manifest, run, depth, handling, fitted, seconds)
+        watch.conclude(result)
     lines = [summarise(result), f"report: {run.report}", f"next: finetune export run={run.path} output=models"]
     return "\n".join(lines)
 
@@ -165,7 +169,6 @@ def _finish(
     test_logits = fitted.score(test) if test else None
     scores = None if test_logits is None else _measure(fitted, manifest, test_logits)
     run.save_weights(fitted.classifier)
-    _save_metrics(run, fitted.metrics)
     zeros = zero_share(fitted.classifier)
     if config.optimizer.l1:
         log.info("optimizer.l1=%g: %.1f %% of the trained weights are exactly 0", config.optimizer.l1, 100 * zeros)
@@ -222,10 +225,3 @@ def _measure(fitted: Fitted, manifest: Manifest, logits: Tensor) -> Scores:
     test = manifest.of("test")
     probabilities = torch.softmax(logits / fitted.classifier.temperature.cpu(), dim=1)
     return measure(probabilities.numpy(), manifest.targets(test), manifest.classes, test)
-
-
-def _save_metrics(run: Run, rows: list[Metrics]) -> None:
-    with replacing(run.metrics) as beside, beside.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
