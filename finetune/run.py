@@ -107,6 +107,18 @@ class Run:
         return self.path / "colour_pca.json"
 
     @property
+    def batch_size(self) -> Path:
+        return self.path / "batch_size.json"
+
+    @property
+    def learning_rate(self) -> Path:
+        return self.path / "learning_rate.json"
+
+    @property
+    def learning_rate_curve(self) -> Path:
+        return self.path / "learning_rate.png"
+
+    @property
     def metrics(self) -> Path:
         return self.path / "metrics.csv"
 
@@ -155,7 +167,8 @@ class Run:
                 )
             return self.result.is_file()
         # of photos that the corrected configuration may not even name
-        self.colour_pca.unlink(missing_ok=True)
+        for found in (self.colour_pca, self.batch_size, self.learning_rate):
+            found.unlink(missing_ok=True)
         write_text(self.config, yaml.safe_dump(wanted, sort_keys=False))
         return False
 

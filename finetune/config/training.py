@@ -90,9 +90,10 @@ class OptimizerConfig(Section):
     name: str = Field(
         description="any that timm names: sgd (with Nesterov momentum), momentum, rmsprop, adam, adamw, lion ..."
     )
-    learning_rate: Annotated[float, Field(gt=0)] = Field(
+    learning_rate: Literal["auto"] | Annotated[float, Field(gt=0)] = Field(
         description="peak learning rate; '0.003 per 512' is 0.003 for steps of 512 photos, and in proportion for those "
-        "of data.batch_size x trainer.accumulate"
+        "of data.batch_size x trainer.accumulate; auto: where the training loss falls fastest in a search of "
+        "trainer.search_steps steps, drawn in learning_rate.png"
     )
     weight_decay: Annotated[float, Field(ge=0)] = Field(
         description="decay of weights; biases and norms are spared. With sgd, momentum, rmsprop and adam it is the L2 "
@@ -121,6 +122,17 @@ class OptimizerConfig(Section):
         if share is not None and decay != 1:
             raise ValueError(f"optimizer.layer_decay={decay:g} sets the rates too; leave one out, or stem_rate=null")
         return share
+
+    @property
+    def peak(self) -> float:
+        """The learning rate as a number, which has taken the place of `auto` where training begins."""
+        if self.learning_rate == "auto":
+            raise TypeError("optimizer.learning_rate=auto has not been settled")
+        return self.learning_rate
+
+    def at_rate(self, learning_rate: float) -> OptimizerConfig:
+        """Return the same but for the learning rate."""
+        return self.model_copy(update={"learning_rate": learning_rate})
 
 
 class ScheduleConfig(Section):
@@ -166,6 +178,9 @@ class TrainerConfig(Section):
     )
     patience: Annotated[int, Field(ge=1)] | None = Field(
         description="epochs without a better validation loss before stopping; null: never stop early"
+    )
+    search_steps: Annotated[int, Field(ge=20)] = Field(
+        description="optimizer.learning_rate=auto: most steps of the search; it ends where training diverges"
     )
     accelerator: Literal["auto", "cpu", "gpu"] = Field(description="where training runs; auto: a GPU if there is one")
     accumulate: Annotated[int, Field(ge=1)] = Field(

@@ -67,7 +67,7 @@ class FiniteLoss(pl.Callback):
         data = trainer.datamodule  # type: ignore[attr-defined]
         assert isinstance(data, PhotoData)
         photos = [f"  {photo.path}" for photo in data.photos_of(seen.epoch, seen.batch)]
-        rate, precision = self.config.optimizer.learning_rate, self.config.trainer.precision
+        rate, precision = self.config.optimizer.peak, self.config.trainer.precision
         wider = ", use trainer.precision=bf16-mixed or 32-true" if precision == "16-mixed" else ""
         raise FinetuneError(
             f"training diverged in epoch {seen.epoch + 1}, batch {seen.batch + 1} of {trainer.num_training_batches}: "

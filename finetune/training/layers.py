@@ -31,6 +31,7 @@ from finetune.preprocess import Preprocessing
 from finetune.progress import track
 from finetune.run import Run
 from finetune.training.averaging import MovingAverage
+from finetune.training.batch_size import TrainingStep, settle_batch_size
 from finetune.training.callbacks import EpochRows
 from finetune.training.checkpoints import LastCheckpoint, WholeFiles
 from finetune.training.divergence import FiniteLoss
@@ -42,6 +43,7 @@ from finetune.training.module import FineTuner, quiet_trainer
 from finetune.training.plan_table import describe_plan
 from finetune.training.probe import fit_temperature
 from finetune.training.randomness import SeededBatches
+from finetune.training.rate_finder import settle_learning_rate
 from finetune.training.resuming import fit_or_resume
 from finetune.training.settling import settle_epochs
 from finetune.training.soup import Ingredients, stir
@@ -66,14 +68,14 @@ def fit_layers(
     preprocessing = Preprocessing(image_size=size, fit=config.data.fit, alpha_over=config.data.alpha_over)
     classifier, weights_from = _build(config, spec, manifest, size)
     plan = plan_freezing(classifier, config.freeze, depth, decay_per_depth(classifier, config.optimizer))
-    log.info(describe_plan(plan, config.optimizer.learning_rate))
     augmentation = Augmentation(config.augment, preprocessing, _colour_pca(config.augment, manifest, run))
     stages: dict[Split, Stage] = {"train": augmentation.stage, "val": preprocessing}
+    step = TrainingStep(classifier, plan, config.optimizer, config.trainer.precision, size, device)
     data = PhotoData(
         manifest,
         take_pixels(config.data.cache, manifest, stages, run.pixels),
         augmentation,
-        config.data.batch_size,
+        settle_batch_size(config, step, len(manifest.of("train")), run),
         config.data.num_workers,
         config.seed,
         handling.sampling,
@@ -84,12 +86,15 @@ def fit_layers(
     best = ModelCheckpoint(run.checkpoints, filename="best", monitor="val_loss", enable_version_counter=False)
     # before the last checkpoint is written, which holds what they have
     ingredients = Ingredients(run.ingredients, config.trainer.soup)
-    callbacks = [SeededBatches(config.seed), FiniteLoss(config), first, rows, *_optional(config, device, ingredients)]
-    trainer = _trainer(config, run, device, [*callbacks, best, last])
     mixing = configured_mixing(config.augment, len(manifest.of("train")), len(manifest.classes), config.seed)
     targets = manifest.targets(manifest.of("train"))
     loss = handling.training_loss(targets, len(manifest.classes), config.trainer.label_smoothing)
     module = FineTuner(classifier, plan, config.optimizer, config.schedule, loss, handling.judge, mixing)
+    config = settle_learning_rate(config, module, data, device, run)
+    log.info(describe_plan(plan, config.optimizer.peak))
+    module.optimizer_config = config.optimizer
+    callbacks = [SeededBatches(config.seed), FiniteLoss(config), first, rows, *_optional(config, device, ingredients)]
+    trainer = _trainer(config, run, device, [*callbacks, best, last])
     fit_or_resume(trainer, module, data, last.path)
     if run.pixels.exists():
         shutil.rmtree(run.pixels)

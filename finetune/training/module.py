@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from lightning_fabric.utilities.warnings import PossibleUserWarning
 from torch import Tensor
 
 from finetune.config import OptimizerConfig, ScheduleConfig
@@ -31,6 +34,19 @@ def quiet_trainer(**options: Any) -> pl.Trainer:
     """Return a Trainer on one device that keeps Lightning's greetings and advertisements to itself."""
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     return pl.Trainer(devices=1, enable_model_summary=False, logger=False, num_sanity_val_steps=0, **options)
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Keep to itself what Lightning would warn of while it trains."""
+    with warnings.catch_warnings():
+        # its advice on worker counts, logging intervals and loaders inside an epoch, which are ours to choose
+        warnings.filterwarnings("ignore", category=PossibleUserWarning)
+        # a resumed run's folder is not empty, of course
+        warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
+        # and its own use of what torch deprecates
+        warnings.filterwarnings("ignore", message=".*LeafSpec", category=FutureWarning)
+        yield
 
 
 class FineTuner(pl.LightningModule):
@@ -104,7 +120,7 @@ class FineTuner(pl.LightningModule):
             # before a checkpoint of this epoch is written
             raise FinetuneError(
                 f"training diverged in epoch {self.current_epoch + 1}: the validation loss is {judged.loss:g}; "
-                f"lower optimizer.learning_rate ({self.optimizer_config.learning_rate:g})"
+                f"lower optimizer.learning_rate ({self.optimizer_config.peak:g})"
             )
         measured: dict[str, float | Tensor] = {
             "train_loss": self.epoch_loss.mean(),

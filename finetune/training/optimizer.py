@@ -26,13 +26,13 @@ def build_optimizer(config: OptimizerConfig, classifier: Classifier, rates: dict
     alike: dict[tuple[float, float], list[nn.Parameter]] = defaultdict(list)
     for name, parameter in classifier.named_parameters():
         decay = config.weight_decay if is_weight(parameter) else 0.0
-        alike[config.learning_rate * rates[name], decay].append(parameter)
+        alike[config.peak * rates[name], decay].append(parameter)
     groups = [{"params": parameters, "lr": rate, "weight_decay": decay} for (rate, decay), parameters in alike.items()]
     # torch wants no Nesterov step where there is no momentum to look ahead with
     name = "momentum" if config.name == "sgd" and config.momentum == 0 else config.name
     try:
         # a list of groups is what its documentation has it take
-        return create_optimizer_v2(groups, name, lr=config.learning_rate, **_first_moment(config, name))
+        return create_optimizer_v2(groups, name, lr=config.peak, **_first_moment(config, name))
     except (AssertionError, ImportError, RuntimeError, TypeError, ValueError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise FinetuneError(f"optimizer.name={config.name} cannot be used here: {reason}") from None

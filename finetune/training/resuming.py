@@ -3,29 +3,21 @@
 from __future__ import annotations
 
 import logging
-import warnings
 from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
-from lightning_fabric.utilities.warnings import PossibleUserWarning
 
 from finetune.data.datamodule import PhotoData
 from finetune.errors import FinetuneError
-from finetune.training.module import FineTuner
+from finetune.training.module import FineTuner, quietly
 
 log = logging.getLogger(__name__)
 
 
 def fit_or_resume(trainer: pl.Trainer, module: FineTuner, data: PhotoData, last: Path) -> None:
     """Train, from a checkpoint on if there is one."""
-    with warnings.catch_warnings():
-        # Lightning's advice on worker counts, logging intervals and loaders inside an epoch, which are ours to choose
-        warnings.filterwarnings("ignore", category=PossibleUserWarning)
-        # a resumed run's folder is not empty, of course
-        warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
-        # and its own use of what torch deprecates
-        warnings.filterwarnings("ignore", message=".*LeafSpec", category=FutureWarning)
+    with quietly():
         for left in last.parent.glob(f".*{last.suffix}"):
             # a process was killed while it wrote this
             left.unlink()

@@ -1,0 +1,133 @@
+"""data.batch_size=auto: the largest power of two for which memory suffices."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from pytorch_lightning.utilities.seed import isolate_rng
+from torch import Tensor
+
+from finetune.config import OptimizerConfig, TrainConfig
+from finetune.errors import FinetuneError
+from finetune.memory import available_bytes
+from finetune.models.classifier import Classifier
+from finetune.models.freezing import FreezingPlan, apply_freezing
+from finetune.run import Run
+from finetune.training.optimizer import build_optimizer
+from finetune.training.tuned import found_once
+
+log = logging.getLogger(__name__)
+
+LEAST = 2
+# Larger batches take fewer steps to learn from, and on a CPU they are no faster a photo.
+MOST_ON_GPU, MOST_ON_CPU = 1024, 64
+STEPS_AN_EPOCH = 8
+# Of the memory there is: the rest is for loaders, validation and what fragments.
+GPU_SHARE, CPU_SHARE = 0.9, 0.5
+# What the backward pass holds at once beside what the forward pass kept.
+BACKWARD = 1.5
+# the search takes no step that counts
+ANY_RATE = 1e-6
+AUTOCAST = {"16-mixed": torch.float16, "bf16-mixed": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class TrainingStep:
+    """A step as the training will take them, with all that ever trains; it runs on a copy of the classifier."""
+
+    classifier: Classifier
+    plan: FreezingPlan
+    optimizer: OptimizerConfig
+    precision: str
+    image_size: int
+    device: torch.device
+
+    def batch_size(self, most: int) -> int:
+        """Return the largest power of two, up to `most`, that memory suffices for; raises FinetuneError without any."""
+        fits = self._fits_on_gpu() if self.device.type == "cuda" else self._fits_on_cpu()
+        size = 0
+        while max(LEAST, 2 * size) <= max(LEAST, most) and fits(max(LEAST, 2 * size)):
+            size = max(LEAST, 2 * size)
+        if not size:
+            raise FinetuneError(
+                f"data.batch_size=auto: a step of {LEAST} photos at {self.image_size} px does not fit the memory; "
+                "use a smaller data.image_size, a smaller model.backbone, or trainer.gradient_checkpointing=true"
+            )
+        return size
+
+    def _fits_on_cpu(self) -> Callable[[int], bool]:
+        """By what the forward pass keeps of each photo: with too much the process would be killed, with no error."""
+        classifier = self._copy()
+        kept: dict[int, int] = {
+            parameter.untyped_storage().data_ptr(): 0 for parameter in (*classifier.parameters(), *classifier.buffers())
+        }
+
+        def note(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            kept.setdefault(storage.data_ptr(), storage.nbytes())
+            return tensor
+
+        with isolate_rng(), self._autocast(), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            logits = classifier(self._images(LEAST))
+        a_photo = BACKWARD * sum(kept.values()) / LEAST
+        del logits
+        # gradients and, of most optimizers, two moments
+        trained = sum(p.nbytes for name, p in classifier.named_parameters() if name in self.plan.ever)
+        room = CPU_SHARE * available_bytes() - 3 * trained
+        return lambda photos: photos * a_photo <= room
+
+    def _fits_on_gpu(self) -> Callable[[int], bool]:
+        """By trying: two steps, as an optimizer makes its moments in the first."""
+        classifier = self._copy()
+        optimizer = build_optimizer(self.optimizer.at_rate(ANY_RATE), classifier, self.plan.rates)
+        free, _ = torch.cuda.mem_get_info(self.device)
+        room = GPU_SHARE * (free + torch.cuda.memory_reserved(self.device))
+
+        def fits(photos: int) -> bool:
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats(self.device)
+            try:
+                for _ in range(2):
+                    optimizer.zero_grad()
+                    with isolate_rng(), self._autocast():
+                        loss = classifier(self._images(photos)).float().logsumexp(1).mean()
+                    loss.backward()
+                    optimizer.step()
+            except torch.OutOfMemoryError:
+                return False
+            return torch.cuda.max_memory_reserved(self.device) <= room
+
+        return fits
+
+    def _copy(self) -> Classifier:
+        classifier = copy.deepcopy(self.classifier).to(self.device)
+        apply_freezing(classifier, self.plan.ever)
+        return classifier
+
+    def _images(self, photos: int) -> Tensor:
+        side = self.image_size
+        return torch.zeros(photos, side, side, 3, dtype=torch.uint8, device=self.device)
+
+    def _autocast(self) -> torch.autocast:
+        dtype = AUTOCAST.get(self.precision)
+        return torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None)
+
+
+def settle_batch_size(config: TrainConfig, step: TrainingStep, photos: int, run: Run) -> int:
+    """Return the number of photos a batch, found if it is `auto`.
+
+    photos: how many there are to train on; an epoch has at least eight batches of them.
+    """
+    if config.data.batch_size != "auto":
+        return config.data.batch_size
+    on_gpu = step.device.type == "cuda"
+    most = min(MOST_ON_GPU if on_gpu else MOST_ON_CPU, photos // STEPS_AN_EPOCH)
+    size = found_once(run.batch_size, lambda: step.batch_size(most), int)
+    if on_gpu:
+        torch.cuda.empty_cache()
+    log.info("batch size: %d (at most %d here)", size, max(LEAST, most))
+    return size
