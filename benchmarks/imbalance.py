@@ -30,11 +30,11 @@ from finetune.cli import conf_dir
 from finetune.config import TrainConfig
 from finetune.data.audit import audit
 from finetune.evaluation.metrics import balanced_accuracy
-from finetune.models.backbone import describe_backbone
-from finetune.run import Run
 from finetune.schema import parse
+from finetune.training.deadline import Deadline
 from finetune.training.head_only import fit_head
 from finetune.training.imbalance import choose_handling
+from finetune.training.search import Search, search_heads
 from finetune.training.watching import Watch
 
 # in the order of their class numbers
@@ -42,14 +42,6 @@ COUNTS = {"global": 20, "local": 20, "nominal": 200}
 TEST_PHOTOS = 200
 METHODS = ("none", "class_weights", "balanced_sampler", "focal")
 CORRECTED = "class_weights, corrected"
-
-
-class SharedFeatures(Run):
-    """A run that keeps its features beside it, where the runs of other methods find them."""
-
-    @property
-    def features(self) -> Path:
-        return self.path.parent / "features"
 
 
 def main() -> None:
@@ -94,9 +86,9 @@ def train(
     config = configure(photos, output, method, image_size, seed)
     manifest = audit(config.data, seed).require_trainable()
     handling = choose_handling(config.imbalance, "head", [photo.label for photo in manifest.of("train")])
-    spec = describe_backbone(config.model.backbone)
     watch = Watch(output / "metrics.csv", {})
-    fitted = fit_head(config, handling, spec, manifest, SharedFeatures(output), torch.device("cpu"), watch)
+    search = Search(config, handling, manifest, torch.device("cpu"), Deadline.after(config.began, None), watch)
+    fitted = fit_head(search_heads(search))
     test = manifest.of("test")
     logits, targets = fitted.score(test), torch.tensor(manifest.targets(test))
     yield method, measure(logits / fitted.classifier.temperature, targets)

@@ -90,10 +90,6 @@ class Run:
         return self.path / "ingredients"
 
     @property
-    def features(self) -> Path:
-        return self.path / "features"
-
-    @property
     def pixels(self) -> Path:
         """Decoded photos, for as long as training goes on."""
         return self.path / "pixels"
@@ -157,8 +153,8 @@ class Run:
         Raises FinetuneError where the folder holds work of another configuration.
         """
         wanted = config.model_dump(mode="json")
-        # nothing has been computed before there are features or checkpoints: a mistake is corrected in place
-        begun = any(path.exists() for path in (self.features, self.checkpoints, self.weights, self.result))
+        # nothing has been trained before there are checkpoints or weights: a mistake is corrected in place
+        begun = any(path.exists() for path in (self.checkpoints, self.weights, self.result))
         if self.config.is_file() and begun:
             difference = _first_difference(_read_config(self.config), wanted)
             if difference:

@@ -88,7 +88,8 @@ def test_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
         ),
         (
             ["train", "freeze=hed"],
-            "finetune train: freeze=hed is wrong: choose from auto, full, gradual, head, partial; did you mean 'head'?",
+            "finetune train: freeze=hed is wrong: choose from auto, full, gradual, head, lp_ft, partial; "
+            "did you mean 'head'?",
         ),
         (
             ["train", "schedule=[cosine,non]"],
@@ -306,7 +307,7 @@ def test_a_full_disk_is_said_and_leaves_nothing_half_written(photos: Path, tmp_p
     words = ("train", f"data.root={photos}", f"output={tmp_path / 'run'}", *TINY)
     done = run_finetune(*words, preexec_fn=small_files)
     assert done.returncode == 2
-    assert "finetune train: writing failed, is the disk full? (" in done.stderr
+    assert "rows.f32 cannot be written: file too large; make room, or name another folder" in done.stderr
     assert "Traceback" not in done.stderr
     assert not list((tmp_path / "run").glob("*.safetensors"))
     done = run_finetune(*words)

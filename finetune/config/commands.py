@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from finetune.config.augment import AugmentConfig
 from finetune.config.head import HeadConfig
@@ -39,10 +40,21 @@ class TrainConfig(Section):
     schedule: ScheduleConfig
     trainer: TrainerConfig
     logger: LoggerConfig
+    budget_minutes: Annotated[float, Field(gt=0)] | None = Field(
+        description="time for the whole command, start to report; auto then fine-tunes layers for as long as it lasts; "
+        "null: as long as it takes"
+    )
     seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(description="decides splits, order, augmentation, head weights")
     output: Place = Field(description="the run folder to write; the same command again resumes or says it is finished")
 
     scales_its_rate = model_validator(mode="before")(scale_learning_rate)
+
+    _began: float = PrivateAttr(default_factory=time.monotonic)
+
+    @property
+    def began(self) -> float:
+        """When the command line was read, in seconds of `time.monotonic`: before the long imports."""
+        return self._began
 
 
 class CheckDataConfig(SourceConfig):

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
 from finetune.config.tables import ByPhotos
-from finetune.schema import Fraction, Section
+from finetune.schema import Fraction, Place, Section
 
 Photos = Annotated[int, Field(ge=0)]
 GroupNumber = Annotated[int, Field(ge=0)]
@@ -25,9 +25,9 @@ class ModelConfig(Section):
         description="auto: an installed package, else timm's hub cache, else its hub; none: random; "
         "or a .safetensors, .pth or .ckpt file"
     )
-    features: Literal["auto", "last", "stages", "all"] = Field(
-        description="what the head sees, pooled: the last layer, every stage, or both; auto: validation chooses for "
-        "freeze=head, else last"
+    features: Literal["auto", "last", "stages", "all", "blocks"] = Field(
+        description="what the head sees, pooled: the last layer, every stage, both, or every block; auto: validation "
+        "chooses for freeze=head, lp_ft and auto, else last"
     )
     drop_stages: Annotated[int, Field(ge=0)] = Field(
         description="stages of the backbone that are left out, from the top: resolutions of a CNN, blocks of a ViT"
@@ -38,9 +38,10 @@ class ModelConfig(Section):
 
 
 class FreezeConfig(Section):
-    mode: Literal["auto", "head", "partial", "full", "gradual"] = Field(
+    mode: Literal["auto", "head", "partial", "full", "gradual", "lp_ft"] = Field(
         description="head: train the head on kept features; partial: some layers too; full: everything; gradual: the "
-        "head first, then from the top down; auto: by the number of training photos"
+        "head first, then from the top down; lp_ft: the head, then everything from there; auto: the head, then layers "
+        "from there if there are many photos or a time limit, and the better of the two"
     )
     top_groups: Annotated[float, Field(gt=0)] = Field(
         description="partial: depth groups that train, from the top; below 1 a fraction of them"
@@ -55,8 +56,16 @@ class FreezeConfig(Section):
         description="partial, full, gradual: epochs of the head alone before any depth group trains; the learning rate "
         "goes through its schedule once in them and once after them"
     )
-    head_below: Photos = Field(description="auto: fewer training photos than this train the head only")
-    full_from: Photos = Field(description="auto: this many training photos or more train everything")
+    statistics: Literal["update", "keep"] = Field(
+        description="batch norm of layers that train: update: its statistics follow the photos; keep: those of "
+        "pretraining stay, so that a head that was fitted to them goes on seeing what it knows"
+    )
+    head_below: Photos = Field(
+        description="auto without a time limit: fewer training photos than this train the head only"
+    )
+    full_from: Photos = Field(
+        description="auto without a time limit: this many training photos or more train everything, fewer the top"
+    )
 
 
 class ProbeConfig(Section):
@@ -67,6 +76,16 @@ class ProbeConfig(Section):
     )
     size_factors: list[Annotated[float, Field(gt=0)]] = Field(
         min_length=1, description="data.image_size=auto tries the backbone's own size times each of these"
+    )
+    backbones: list[str] = Field(description="further backbones to try beside model.backbone, cheapest first")
+    views: Annotated[int, Field(ge=0)] = Field(
+        description="distorted copies of each training photo, by augment=, that the head learns from beside the photo"
+    )
+    cache: Literal["auto"] | Place = Field(
+        description="folder where features are kept for other runs; auto: the user's cache folder"
+    )
+    cache_gb: Annotated[float, Field(ge=0)] = Field(
+        description="size that folder is brought down to before a run, the longest unused going first"
     )
 
 

@@ -1,4 +1,4 @@
-"""Class scores of many photos: in torch, or by an exported model through the code that serves it."""
+"""Class scores of many photos: in torch or onnxruntime, or by an exported model through the code that serves it."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ from torch import Tensor
 from finetune.errors import ImageError
 from finetune.models.allocator import keep_freed_memory
 from finetune.models.classifier import Classifier
+from finetune.models.graph import INPUT, quick_graph
 from finetune.parallel import ordered_map
 from finetune.preprocess import Pixels, Preprocessing, Readable, load_pixels
 from finetune.progress import track
+from finetune.runtime import open_session
 from finetune.serving.predictor import Predictor
 
 # On a CPU the activations of a few photos stay in the cache: larger batches are slower.
@@ -28,6 +30,20 @@ class Answers(NamedTuple):
 
     probabilities: NDArray[np.float32]
     refused: dict[int, str]
+
+
+def score_fast(classifier: Classifier, preprocessing: Preprocessing, files: Sequence[Readable]) -> Tensor:
+    """Return logits (N, classes) of photos in order: on a CPU by onnxruntime, several times as fast as torch there."""
+    if classifier.temperature.device.type == "cuda":
+        return score_with_torch(classifier, preprocessing, files)
+    graph = quick_graph(classifier, preprocessing.image_size, output="logits")
+    session = open_session(graph, device="cpu").ort
+    pixels = ordered_map(lambda file: load_pixels(file, preprocessing), files)
+    shown = iter(track(pixels, "scoring photos", total=len(files)))
+    logits = []
+    while batch := list(islice(shown, CPU_BATCH)):
+        logits.append(torch.from_numpy(session.run(None, {INPUT: np.stack(batch)})[0]))
+    return torch.cat(logits)
 
 
 def score_with_torch(classifier: Classifier, preprocessing: Preprocessing, files: Sequence[Readable]) -> Tensor:

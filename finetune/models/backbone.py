@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,10 +12,13 @@ from timm.layers import DropPath  # type: ignore[attr-defined]
 from torch import Tensor, nn
 
 from finetune.errors import FinetuneError, nearest
+from finetune.models.blocks import find_blocks, outputs_of, pooled
 from finetune.models.stages import drop_top_stages, lower_stages
 from finetune.models.weights import load_pretrained
 
-FeatureSet = Literal["last", "stages", "all"]
+FeatureSet = Literal["last", "stages", "all", "blocks"]
+# Where a network has hardly more blocks than stages, they would say the same twice.
+LEAST_BLOCKS_A_STAGE = 1.5
 
 
 @dataclass(frozen=True)
@@ -28,11 +32,12 @@ class BackboneSpec:
 
 
 class Backbone(nn.Module):
-    """Features of normalised images, from the last layer and from every stage.
+    """Features of normalised images, from the last layer, from every stage and from every block.
 
     "last" is what timm's own classifier would see; "stages" is the average and the maximum of each stage's output;
-    "all" is both. Heads that look at every layer: Evci et al. 2022, Head2Toe. Without its top stages a network has
-    nothing that timm's classifier would see; "last" is then the average of the highest stage left.
+    "all" is both; "blocks" is the average and the maximum of each block's output, where there are more than stages.
+    Heads that look at every layer: Evci et al. 2022, Head2Toe. Without its top stages a network has nothing that timm's
+    classifier would see; "last" is then the average of the highest stage left.
     """
 
     def __init__(self, network: nn.Module, image_size: int, stages: int | None = None) -> None:
@@ -44,48 +49,89 @@ class Backbone(nn.Module):
         # not inference_mode: some networks keep what they make here, and train with it
         with torch.no_grad():
             images = torch.zeros(2, 3, image_size, image_size)
-            self.last_width = self(images, "last").shape[1]
-            self.stages_width = self(images, "stages").shape[1]
+            self.last_width, self.stages_width = (self(images, each).shape[1] for each in ("last", "stages"))
+            maps = lower_stages(network, images, stages)
+            blocks = find_blocks(network, lambda: self._pass(images))
+        self.blocks = blocks if len(blocks) >= LEAST_BLOCKS_A_STAGE * len(maps) else []
         network.train(was_training)
 
+    @property
+    def feature_sets(self) -> tuple[FeatureSet, ...]:
+        """Those that this architecture has."""
+        return ("last", "stages", "all", "blocks") if self.blocks else ("last", "stages", "all")
+
+    @property
+    def widest(self) -> int:
+        """The width of `everything`."""
+        return sum(self.width(features) for features in self.feature_sets if features in ("all", "blocks"))
+
     def width(self, features: FeatureSet) -> int:
-        columns = range(self.stages_width + self.last_width)
-        return len(columns[self.columns(features)])
+        columns = self.columns(features)
+        return len(range(columns.start, columns.stop))
 
     def columns(self, features: FeatureSet) -> slice:
-        """Where a feature set lies in "all", which is "stages" and then "last"."""
+        """Where a feature set lies in what `everything` returns; raises FinetuneError where there is no such set."""
+        if features not in self.feature_sets:
+            raise FinetuneError(
+                f"model.features={features}: this backbone has hardly more blocks than stages; use stages"
+            )
+        all_width = self.stages_width + self.last_width
         return {
             "stages": slice(0, self.stages_width),
-            "last": slice(self.stages_width, None),
-            "all": slice(None),
+            "last": slice(self.stages_width, all_width),
+            "all": slice(0, all_width),
+            "blocks": slice(all_width, all_width + 2 * sum(block.width for block in self.blocks)),
         }[features]
 
     def forward(self, images: Tensor, features: FeatureSet) -> Tensor:
         """images: (N, 3, H, W) normalised; returns (N, width(features))."""
+        if features == "blocks":
+            with self._block_outputs() as outputs:
+                self._pass(images)
+            return self._pooled_blocks(outputs)
         if self.stages is not None:
-            return self._of_lower_stages(lower_stages(self.network, images, self.stages), features)
+            return _of_lower_stages(lower_stages(self.network, images, self.stages), features)
         network: Any = self.network
         if features == "last":
             return self._last(network.forward_features(images))
         if features == "stages":
-            return self._pooled(network.forward_intermediates(images, intermediates_only=True))
+            return _pooled_stages(network.forward_intermediates(images, intermediates_only=True))
         final, stages = network.forward_intermediates(images)
-        return torch.cat([self._pooled(stages), self._last(final)], dim=1)
+        return torch.cat([_pooled_stages(stages), self._last(final)], dim=1)
 
-    def _of_lower_stages(self, stages: list[Tensor], features: FeatureSet) -> Tensor:
-        last = stages[-1].mean((2, 3))
-        if features == "last":
-            return last
-        pooled = self._pooled(stages)
-        return pooled if features == "stages" else torch.cat([pooled, last], dim=1)
+    def everything(self, images: Tensor) -> Tensor:
+        """images: as for forward; returns every feature set from one pass, each at its `columns`."""
+        with self._block_outputs() as outputs:
+            features: Tensor = self(images, "all")
+        return torch.cat([features, self._pooled_blocks(outputs)], dim=1) if self.blocks else features
 
-    @staticmethod
-    def _pooled(stages: list[Tensor]) -> Tensor:
-        return torch.cat([pool for stage in stages for pool in (stage.mean((2, 3)), stage.amax((2, 3)))], dim=1)
+    def _pass(self, images: Tensor) -> None:
+        """Run all that is left of the network, for what its blocks give."""
+        if self.stages is None:
+            self.network.forward_features(images)  # type: ignore[operator]
+        else:
+            lower_stages(self.network, images, self.stages)
+
+    def _block_outputs(self) -> AbstractContextManager[dict[str, Tensor]]:
+        return outputs_of(self.network, [block.name for block in self.blocks])
+
+    def _pooled_blocks(self, outputs: dict[str, Tensor]) -> Tensor:
+        return torch.cat([part for block in self.blocks for part in pooled(outputs[block.name], block.reduced)], dim=1)
 
     def _last(self, final: Tensor) -> Tensor:
-        pooled: Tensor = self.network.forward_head(final, pre_logits=True)  # type: ignore[operator]
-        return pooled.flatten(1)
+        last: Tensor = self.network.forward_head(final, pre_logits=True)  # type: ignore[operator]
+        return last.flatten(1)
+
+
+def _pooled_stages(stages: list[Tensor]) -> Tensor:
+    return torch.cat([part for stage in stages for part in pooled(stage)], dim=1)
+
+
+def _of_lower_stages(stages: list[Tensor], features: FeatureSet) -> Tensor:
+    last = stages[-1].mean((2, 3))
+    if features == "last":
+        return last
+    return _pooled_stages(stages) if features == "stages" else torch.cat([_pooled_stages(stages), last], dim=1)
 
 
 def describe_backbone(name: str) -> BackboneSpec:

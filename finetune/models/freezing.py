@@ -36,11 +36,13 @@ class PlannedGroup:
 class FreezingPlan:
     """Every parameter of a classifier in one group each, from the stem to the head.
 
-    head_epochs: how many epochs are the head's alone, as a phase with a learning rate schedule of its own.
+    head_epochs: how many epochs are the head's alone, as a phase with a learning rate schedule of its own;
+    keeps_statistics: whether batch norm of layers that train goes on with the statistics of pretraining.
     """
 
     groups: tuple[PlannedGroup, ...]
     head_epochs: int = 0
+    keeps_statistics: bool = False
 
     def trainable(self, epoch: int) -> frozenset[str]:
         """Return the names of the parameters that train in an epoch, counted from 0."""
@@ -72,7 +74,7 @@ def plan_freezing(classifier: Classifier, config: FreezeConfig, depth: Depth, la
         groups.append(PlannedGroup(group.modules, names, sum(sizes[name] for name in names), from_epoch, rate))
     head = tuple(f"head.{name}" for name, _ in classifier.head.named_parameters())
     groups.append(PlannedGroup("head", head, sum(sizes[name] for name in head), 0, 1.0))
-    return FreezingPlan(tuple(groups), config.head_epochs)
+    return FreezingPlan(tuple(groups), config.head_epochs, config.statistics == "keep")
 
 
 def decay_per_depth(classifier: Classifier, config: OptimizerConfig) -> float:
@@ -92,6 +94,13 @@ def apply_freezing(classifier: Classifier, trainable: frozenset[str]) -> None:
         parameter.requires_grad_(name in trainable)
     classifier.train()
     _rest_frozen(classifier)
+
+
+def keep_statistics(classifier: Classifier) -> None:
+    """Put the backbone's batch norms into eval mode; what they scale and shift by trains on."""
+    for module in classifier.backbone.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.eval()
 
 
 def _from_epochs(count: int, config: FreezeConfig, depth: Depth) -> list[int | None]:

@@ -1,19 +1,28 @@
-"""The frozen backbone, run once over the photos; its features are kept."""
+"""The frozen backbone, run once over the photos; its features are kept for every run that asks for the same ones."""
 
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+import platformdirs
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from finetune.config import ProbeConfig
+from finetune.data.augmentation import Augmentation
 from finetune.data.manifest import Manifest, Photo
-from finetune.files import digest, replacing
+from finetune.data.pixels import load
+from finetune.errors import FinetuneError
+from finetune.files import digest
 from finetune.models.backbone import Backbone, BackboneSpec, FeatureSet
 from finetune.models.classifier import Normalise
 from finetune.models.graph import INPUT, quick_graph
@@ -21,50 +30,120 @@ from finetune.parallel import ordered_map
 from finetune.preprocess import Pixels, Preprocessing, Readable, load_pixels
 from finetune.progress import track
 from finetune.runtime import open_session
+from finetune.training.feature_store import FeatureStore, make_room
 
 log = logging.getLogger(__name__)
 
 Features = NDArray[np.float32]
 # On a CPU the activations of a few photos stay in the cache; at 448 px, 16 at a time run at half the speed of 4.
 CPU_BATCH, GPU_BATCH = 4, 64
+# Rows that are written together; what a kill costs at most.
+WRITTEN_TOGETHER = 64
+# Batches that are timed to tell how long a pass will take, after one that is not.
+TIMED = 2
+
+
+class Views(NamedTuple):
+    """Distorted copies of photos; described: all that decides their pixels but the photo and the copy's number."""
+
+    augmentation: Augmentation
+    seed: int
+    described: str
 
 
 class KeptFeatures:
-    """Features of photos by one backbone at one image size, kept in a folder by what they were computed from."""
+    """Features of photos by one backbone at one image size, kept by weights, preprocessing and the photos' content."""
 
     def __init__(
-        self, spec: BackboneSpec, backbone: Backbone, preprocessing: Preprocessing, device: torch.device, folder: Path
+        self,
+        spec: BackboneSpec,
+        backbone: Backbone,
+        preprocessing: Preprocessing,
+        device: torch.device,
+        folder: Path,
+        views: Views | None = None,
     ) -> None:
-        self.preprocessing, self.device, self.folder = preprocessing, device, folder
-        self.module = _AllFeatures(spec, backbone).eval()
-        self.weights = _weights_digest(self.module)
+        """folder: where all features are kept, each kind in a folder of its own; views: what `of_view` distorts by."""
+        self.spec, self.preprocessing, self.device, self.views = spec, preprocessing, device, views
+        self.module = _Everything(spec, backbone).eval()
+        arithmetic = "float16" if device.type == "cuda" else "onnxruntime"
+        made_by = (arithmetic, *(version(package) for package in ("timm", "pillow")))
+        key = digest(spec.name, _weights_digest(self.module), preprocessing.model_dump_json(), *made_by)
+        self.store = FeatureStore(folder / key[:32], backbone.widest)
         self._run: Callable[[NDArray[np.uint8]], Features] | None = None
 
-    def columns(self, features: FeatureSet) -> slice:
-        """Where a feature set lies among the columns that `of` returns."""
-        return self.module.backbone.columns(features)
+    @property
+    def backbone(self) -> Backbone:
+        return self.module.backbone
 
-    def of(self, manifest: Manifest, photos: Sequence[Photo], purpose: str) -> Features:
-        """Return (N, F) float32, computing only what was not computed before."""
-        key = digest(self.weights, self.preprocessing.model_dump_json(), *(photo.sha256 for photo in photos))
-        kept = self.folder / f"{key[:32]}.npy"
-        if kept.is_file():
-            stored: Features = np.load(kept)
-            return stored
-        description = f"features of {purpose} photos at {self.preprocessing.image_size} px"
-        features = np.concatenate(list(self._batches(manifest.files(photos), description)))
-        with replacing(kept) as beside:
-            np.save(beside, features)
-        return features
+    def of(self, manifest: Manifest, photos: Sequence[Photo], features: FeatureSet) -> Features:
+        """Return (N, width of the feature set), computing only what was not computed before."""
+        keys = [bytes.fromhex(photo.sha256) for photo in photos]
+        self._complete(keys, manifest.files(photos), lambda number, file: load_pixels(file, self.preprocessing))
+        return self.store.gather(keys, self.backbone.columns(features))
 
-    def _batches(self, files: Sequence[Readable], description: str) -> Iterator[Features]:
+    def of_view(self, manifest: Manifest, photos: Sequence[Photo], view: int, features: FeatureSet) -> Features:
+        """Return (N, width of the feature set) of a distorted copy of each photo; view: its number, from 0."""
+        assert self.views is not None
+        keys = [bytes.fromhex(digest(photo.sha256, self.views.described, str(view))) for photo in photos]
+        self._complete(keys, manifest.files(photos), partial(self._distorted, keys))
+        return self.store.gather(keys, self.backbone.columns(features))
+
+    def missing(self, photos: Sequence[Photo]) -> int:
+        """Return how many of the photos would have to be computed."""
+        return len(self.store.missing([bytes.fromhex(photo.sha256) for photo in photos]))
+
+    def seconds_a_photo(self) -> float:
+        """Return how long one takes, measured on a blank one; decoding runs beside it."""
+        size = self.preprocessing.image_size
+        blank = np.zeros((self._batch, size, size, 3), np.uint8)
+        self._compute(blank)
+        started = time.monotonic()
+        for _ in range(TIMED):
+            self._compute(blank)
+        return (time.monotonic() - started) / (TIMED * len(blank))
+
+    def _complete(
+        self, keys: Sequence[bytes], files: Sequence[Readable], pixels_of: Callable[[int, Readable], Pixels]
+    ) -> None:
+        if not self.store.missing(keys):
+            return
+        with self.store.writing():
+            # once each: the same photo may stand in a folder twice
+            missing = list({keys[place]: place for place in self.store.missing(keys)}.values())
+            pixels = ordered_map(lambda place: pixels_of(place, files[place]), missing)
+            description = f"features at {self.preprocessing.image_size} px"
+            batches = self._batches(iter(track(pixels, description, total=len(missing))))
+            done = 0
+            while together := list(islice(batches, WRITTEN_TOGETHER // self._batch or 1)):
+                rows = np.concatenate(together)
+                self.store.add([keys[place] for place in missing[done : done + len(rows)]], rows)
+                done += len(rows)
+
+    def _batches(self, pixels: Iterator[Pixels]) -> Iterator[Features]:
+        while batch := list(islice(pixels, self._batch)):
+            yield self._compute(np.ascontiguousarray(np.stack(batch)))
+
+    def _distorted(self, keys: Sequence[bytes], place: int, file: Readable) -> Pixels:
+        assert self.views is not None
+        words = np.frombuffer(keys[place], np.uint32).tolist()
+        seed = int(np.random.SeedSequence((self.views.seed, *words)).generate_state(1)[0])
+        return self.views.augmentation(load(file, self.views.augmentation.stage), seed)
+
+    @property
+    def _batch(self) -> int:
+        return GPU_BATCH if self.device.type == "cuda" else CPU_BATCH
+
+    def _compute(self, images: NDArray[np.uint8]) -> Features:
         if self._run is None:
             self._run = self._on_gpu() if self.device.type == "cuda" else self._on_cpu()
-        size = GPU_BATCH if self.device.type == "cuda" else CPU_BATCH
-        pixels = ordered_map(lambda file: load_pixels(file, self.preprocessing), files)
-        shown = iter(track(pixels, description, total=len(files)))
-        while batch := list(islice(shown, size)):
-            yield self._run(_stack(batch))
+        features = self._run(images)
+        if not np.isfinite(features).all():
+            raise FinetuneError(
+                f"{self.spec.name} at {self.preprocessing.image_size} px gives features that are not finite numbers; "
+                "its weights are damaged or it overflows half precision: use trainer.accelerator=cpu or other weights"
+            )
+        return features
 
     def _on_cpu(self) -> Callable[[NDArray[np.uint8]], Features]:
         """onnxruntime is several times as fast as torch here."""
@@ -73,29 +152,32 @@ class KeptFeatures:
         return lambda images: session.run(None, {INPUT: images})[0]
 
     def _on_gpu(self) -> Callable[[NDArray[np.uint8]], Features]:
-        module = self.module.to(self.device)
+        module = self.module.to(self.device).to(memory_format=torch.channels_last)
 
         def run(images: NDArray[np.uint8]) -> Features:
-            with torch.inference_mode():
+            with torch.inference_mode(), torch.autocast(self.device.type, torch.float16):
                 features: Features = module(torch.from_numpy(images).to(self.device)).float().cpu().numpy()
             return features
 
         return run
 
 
-class _AllFeatures(nn.Module):
+def feature_folder(config: ProbeConfig) -> Path:
+    """Return where features are kept between runs, in which older ones have made room."""
+    kept = platformdirs.user_cache_path("finetune-service", appauthor=False) / "features"
+    folder = kept if config.cache == "auto" else Path(config.cache)
+    make_room(folder, config.cache_gb * 1e9)
+    return folder
+
+
+class _Everything(nn.Module):
     def __init__(self, spec: BackboneSpec, backbone: Backbone) -> None:
         super().__init__()
         self.normalise = Normalise(spec)
         self.backbone = backbone
 
     def forward(self, images: Tensor) -> Tensor:
-        features: Tensor = self.backbone(self.normalise(images), "all")
-        return features
-
-
-def _stack(batch: list[Pixels]) -> NDArray[np.uint8]:
-    return np.ascontiguousarray(np.stack(batch))
+        return self.backbone.everything(self.normalise(images))
 
 
 def _weights_digest(module: nn.Module) -> str:

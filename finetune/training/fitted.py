@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from finetune.data.manifest import Photo
+from finetune.models.backbone import BackboneSpec
 from finetune.models.classifier import Classifier
 from finetune.preprocess import Preprocessing
+from finetune.training.imbalance import Handling, Judgement
 
 # One line of metrics.csv: what was tried or which epoch, and how it did.
 Metrics = dict[str, float | int | str]
@@ -19,17 +21,20 @@ Metrics = dict[str, float | int | str]
 class Fitted:
     """A trained and calibrated classifier.
 
-    weights_from: origin of the pretrained weights; val_logits: (N, classes) of the validation photos, before the
-    temperature and by layers that have not learned from them; photos_seen: how many passed through the backbone; score:
-    logits (N, classes) of photos, by the cheapest faithful way; earlier_s: seconds of processes before this one;
+    freeze: how deep it was trained; judged: on the validation photos, before any refit with them; weights_from: origin
+    of the pretrained weights; val_logits: (N, classes) of the validation photos, before the temperature and by layers
+    that have not learned from them; photos_seen: how many passed through the backbone; score: logits (N, classes) of
+    photos, by the cheapest faithful way; earlier_s: seconds of processes before this one;
     soup_epochs: which epochs were averaged, from 0.
     """
 
+    freeze: str
+    handling: Handling
+    spec: BackboneSpec
     classifier: Classifier
     preprocessing: Preprocessing
     weights_from: str
-    val_accuracy: float
-    val_balanced_accuracy: float
+    judged: Judgement
     val_logits: Tensor
     trainable_parameters: int
     photos_seen: int

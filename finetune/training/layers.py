@@ -13,27 +13,24 @@ import torch
 from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint, RichProgressBar
 from torch import Tensor
 
-from finetune.config import AugmentConfig, TrainConfig
+from finetune.config import TrainConfig
 from finetune.data.augmentation import Augmentation
 from finetune.data.datamodule import PhotoData
 from finetune.data.manifest import Manifest, Photo
-from finetune.data.pca import ColourPCA, colour_components
 from finetune.data.pixels import Stage, take_pixels
 from finetune.data.splits import Split
 from finetune.errors import FinetuneError
-from finetune.evaluation.scoring import score_with_torch
-from finetune.files import write_text
+from finetune.evaluation.scoring import score_fast
 from finetune.models.allocator import keep_freed_memory
-from finetune.models.backbone import BackboneSpec, build_backbone
 from finetune.models.classifier import Classifier
 from finetune.models.freezing import Depth, apply_freezing, decay_per_depth, plan_freezing
-from finetune.preprocess import Preprocessing
-from finetune.progress import track
 from finetune.run import Run
 from finetune.training.averaging import MovingAverage
 from finetune.training.batch_size import TrainingStep, settle_batch_size
-from finetune.training.callbacks import EpochRows
+from finetune.training.callbacks import EpochRows, StopInTime
 from finetune.training.checkpoints import LastCheckpoint, WholeFiles
+from finetune.training.colours import colour_pca
+from finetune.training.deadline import Clock
 from finetune.training.divergence import FiniteLoss
 from finetune.training.first_batch import FirstBatch
 from finetune.training.fitted import Fitted
@@ -47,6 +44,7 @@ from finetune.training.rate_finder import settle_learning_rate
 from finetune.training.resuming import fit_or_resume
 from finetune.training.settling import settle_epochs
 from finetune.training.soup import Ingredients, stir
+from finetune.training.start import Start
 from finetune.training.watching import Watch
 
 log = logging.getLogger(__name__)
@@ -56,21 +54,26 @@ def fit_layers(
     config: TrainConfig,
     depth: Depth,
     handling: Handling,
-    spec: BackboneSpec,
+    start: Start,
     manifest: Manifest,
     run: Run,
     device: torch.device,
     watch: Watch,
+    clock: Clock | None = None,
 ) -> Fitted:
-    """Fine-tune, stop early, and return the best epoch's weights; goes on from checkpoints/last.ckpt."""
+    """Fine-tune, stop early, and return the best epoch's weights; goes on from checkpoints/last.ckpt.
+
+    clock: the time there is; the learning rate falls with it.
+    """
     last = LastCheckpoint(run.checkpoints / "last.ckpt", config.trainer.checkpoint_minutes)
-    size = spec.image_size if config.data.image_size == "auto" else config.data.image_size
-    preprocessing = Preprocessing(image_size=size, fit=config.data.fit, alpha_over=config.data.alpha_over)
-    classifier, weights_from = _build(config, spec, manifest, size)
+    classifier, preprocessing = start.classifier, start.preprocessing
+    keep_freed_memory()
+    # a step takes two thirds of the time in this layout on a CPU; its photos come as (N, H, W, 3) anyway
+    classifier.to(memory_format=torch.channels_last)
     plan = plan_freezing(classifier, config.freeze, depth, decay_per_depth(classifier, config.optimizer))
-    augmentation = Augmentation(config.augment, preprocessing, _colour_pca(config.augment, manifest, run))
+    augmentation = Augmentation(config.augment, preprocessing, colour_pca(config.augment, manifest, run))
     stages: dict[Split, Stage] = {"train": augmentation.stage, "val": preprocessing}
-    step = TrainingStep(classifier, plan, config.optimizer, config.trainer.precision, size, device)
+    step = TrainingStep(classifier, plan, config.optimizer, config.trainer.precision, preprocessing.image_size, device)
     data = PhotoData(
         manifest,
         take_pixels(config.data.cache, manifest, stages, run.pixels),
@@ -81,7 +84,7 @@ def fit_layers(
         handling.sampling,
     )
     config = settle_epochs(config, len(manifest.of("train")), len(data.train_dataloader()))
-    rows = EpochRows(watch.update)
+    rows = EpochRows(lambda rows: watch.update([*start.rows, *rows]))
     first = FirstBatch(run.path / "augmented.png", manifest.classes, watch.show)
     best = ModelCheckpoint(run.checkpoints, filename="best", monitor="val_loss", enable_version_counter=False)
     # before the last checkpoint is written, which holds what they have
@@ -89,11 +92,12 @@ def fit_layers(
     mixing = configured_mixing(config.augment, len(manifest.of("train")), len(manifest.classes), config.seed)
     targets = manifest.targets(manifest.of("train"))
     loss = handling.training_loss(targets, len(manifest.classes), config.trainer.label_smoothing)
-    module = FineTuner(classifier, plan, config.optimizer, config.schedule, loss, handling.judge, mixing)
+    module = FineTuner(classifier, plan, config.optimizer, config.schedule, loss, handling.judge, mixing, clock)
     config = settle_learning_rate(config, module, data, device, run)
     log.info(describe_plan(plan, config.optimizer.peak))
     module.optimizer_config = config.optimizer
     callbacks = [SeededBatches(config.seed), FiniteLoss(config), first, rows, *_optional(config, device, ingredients)]
+    callbacks += [] if clock is None else [StopInTime(clock)]
     trainer = _trainer(config, run, device, [*callbacks, best, last])
     fit_or_resume(trainer, module, data, last.path)
     if run.pixels.exists():
@@ -102,7 +106,7 @@ def fit_layers(
     classifier.to(device)
 
     def score(photos: Sequence[Photo]) -> Tensor:
-        return score_with_torch(classifier, preprocessing, manifest.files(photos))
+        return score_fast(classifier, preprocessing, manifest.files(photos))
 
     val = manifest.of("val")
     targets = manifest.targets(val)
@@ -115,15 +119,17 @@ def fit_layers(
     classifier.temperature.fill_(fit_temperature(logits, targets))
     judged = handling.judge(logits, torch.tensor(targets))
     return Fitted(
+        freeze=depth,
+        handling=handling,
+        spec=start.spec,
         classifier=classifier,
         preprocessing=preprocessing,
-        weights_from=weights_from,
-        val_accuracy=judged.accuracy,
-        val_balanced_accuracy=judged.balanced_accuracy,
+        weights_from=start.weights_from,
+        judged=judged,
         val_logits=logits,
         trainable_parameters=sum(p.numel() for name, p in classifier.named_parameters() if name in plan.ever),
         photos_seen=len(manifest.of("train")) * len(rows.rows),
-        metrics=rows.rows,
+        metrics=[*start.rows, *rows.rows],
         score=score,
         earlier_s=last.earlier_s,
         soup_epochs=epochs,
@@ -138,27 +144,6 @@ def _optional(config: TrainConfig, device: torch.device, ingredients: Ingredient
         yield EarlyStopping("val_loss", patience=config.trainer.patience)
     if config.trainer.soup > 1:
         yield ingredients
-
-
-def _build(config: TrainConfig, spec: BackboneSpec, manifest: Manifest, size: int) -> tuple[Classifier, str]:
-    given = config.model
-    backbone, weights_from = build_backbone(spec.name, size, given.weights, given.drop_path, given.drop_stages)
-    features = "last" if given.features == "auto" else given.features
-    classifier = Classifier(spec, backbone, features, len(manifest.classes), config.head)
-    keep_freed_memory()
-    # a step takes two thirds of the time in this layout on a CPU; its photos come as (N, H, W, 3) anyway
-    classifier.to(memory_format=torch.channels_last)
-    return classifier, weights_from
-
-
-def _colour_pca(config: AugmentConfig, manifest: Manifest, run: Run) -> ColourPCA | None:
-    if config.pca_sigma == 0:
-        return None
-    if not run.colour_pca.is_file():
-        files = manifest.files(manifest.of("train"))
-        components = colour_components(config, track(files, "colours of the training photos", total=len(files)))
-        write_text(run.colour_pca, components.model_dump_json(indent=2) + "\n")
-    return ColourPCA.model_validate_json(run.colour_pca.read_text(encoding="utf-8"))
 
 
 def _trainer(config: TrainConfig, run: Run, device: torch.device, callbacks: list[Callback]) -> pl.Trainer:

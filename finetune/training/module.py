@@ -18,7 +18,8 @@ from torch import Tensor
 from finetune.config import OptimizerConfig, ScheduleConfig
 from finetune.errors import FinetuneError
 from finetune.models.classifier import Classifier
-from finetune.models.freezing import FreezingPlan, apply_freezing
+from finetune.models.freezing import FreezingPlan, apply_freezing, keep_statistics
+from finetune.training.deadline import Clock
 from finetune.training.epoch_loss import EpochLoss
 from finetune.training.imbalance import Judgement
 from finetune.training.loss import ClassificationLoss
@@ -53,7 +54,7 @@ class FineTuner(pl.LightningModule):
     """Trains what the plan says of a classifier; the rest stays bit-identical.
 
     judge: from logits (N, classes) and targets (N,) of all validation photos; mixing: blends the batches that are
-    trained on, and no others.
+    trained on, and no others; clock: the learning rate falls by the steps or by the time, whichever is further on.
     """
 
     def __init__(
@@ -65,11 +66,12 @@ class FineTuner(pl.LightningModule):
         loss: ClassificationLoss,
         judge: Callable[[Tensor, Tensor], Judgement],
         mixing: BatchMixing | None = None,
+        clock: Clock | None = None,
     ) -> None:
         super().__init__()
         self.classifier, self.plan, self.mixing = classifier, plan, mixing
         self.optimizer_config, self.schedule_config = optimizer, schedule
-        self.loss, self.judge = loss, judge
+        self.loss, self.judge, self.clock = loss, judge, clock
         self.epoch_loss = EpochLoss()
         self.validated: list[Batch] = []
 
@@ -97,6 +99,8 @@ class FineTuner(pl.LightningModule):
     def _freeze(self) -> None:
         # from the configuration and not from a checkpoint, so that a resumed run is frozen as it was
         apply_freezing(self.classifier, self.plan.trainable(self.current_epoch))
+        if self.plan.keeps_statistics:
+            keep_statistics(self.classifier)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         images, targets = batch
@@ -139,6 +143,9 @@ class FineTuner(pl.LightningModule):
         optimizer = build_optimizer(self.optimizer_config, self.classifier, self.plan.rates)
         steps = int(self.trainer.estimated_stepping_batches)
         head_steps = steps * self.plan.head_epochs // (self.trainer.max_epochs or 1)
-        rate = partial(rate_in_phases, self.schedule_config, steps=steps, head_steps=head_steps)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(self._rate, steps, head_steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _rate(self, steps: int, head_steps: int, step: int) -> float:
+        by_time = 0 if self.clock is None else int(self.clock.share * steps)
+        return rate_in_phases(self.schedule_config, max(step, by_time), steps=steps, head_steps=head_steps)

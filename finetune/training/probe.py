@@ -49,14 +49,15 @@ def fit_linear(
     raw = torch.from_numpy(features)
     mean = raw.mean(0)
     scale = raw.std(0, correction=0).clamp_min(LEAST_DEVIATION)
-    standardised = (raw - mean) / scale
+    standardised, basis = _turned((raw - mean) / scale)
     wanted = torch.tensor(targets)
-    weight = torch.zeros(classes, raw.shape[1], requires_grad=True)
+    weight = torch.zeros(classes, standardised.shape[1], requires_grad=True)
     bias = torch.zeros(classes, requires_grad=True)
     fits: dict[float, LinearFit] = {}
     for l2 in sorted(set(penalties), reverse=True):
         _minimise(lambda: loss(standardised @ weight.T + bias, wanted), weight, bias, l2)
-        fits[l2] = LinearFit(mean, scale, weight.detach().clone(), bias.detach().clone())
+        turned_back = weight.detach().clone() if basis is None else weight.detach() @ basis.T
+        fits[l2] = LinearFit(mean, scale, turned_back, bias.detach().clone())
     return [fits[l2] for l2 in penalties]
 
 
@@ -70,6 +71,18 @@ def fit_temperature(logits: Tensor, targets: Sequence[int]) -> float:
     losses = [functional.cross_entropy(logits / temperature, wanted, reduction="sum") for temperature in candidates]
     prior = (candidates.log() / TEMPERATURE_SPREAD) ** 2 / 2
     return float(candidates[(torch.stack(losses) + prior).argmin()])
+
+
+def _turned(features: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Return the features in the space that the photos span, and its basis (F, N), where that is much smaller.
+
+    The best weights lie in it, and the penalty is the same in any orthonormal basis.
+    """
+    photos, width = features.shape
+    if width < 2 * photos:
+        return features, None
+    basis, triangle = torch.linalg.qr(features.T)
+    return triangle.T.contiguous(), basis
 
 
 def _minimise(loss: Callable[[], Tensor], weight: Tensor, bias: Tensor, l2: float) -> None:

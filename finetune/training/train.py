@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from finetune.calibration import BeforeAfter, Calibration, before_and_after
-from finetune.config import FreezeConfig, TrainConfig
+from finetune.config import TrainConfig
 from finetune.data.audit import Audit, audit
 from finetune.data.audit_report import write_audit
 from finetune.data.findings import KINDS
@@ -23,15 +23,12 @@ from finetune.errors import FinetuneError
 from finetune.evaluation.metrics import Scores, measure
 from finetune.evaluation.report import write_report
 from finetune.models.backbone import BackboneSpec, describe_backbone
-from finetune.models.freezing import Depth
 from finetune.run import FinishedRun, Result, Run, versions
 from finetune.stores import readable
+from finetune.training.deadline import Deadline
+from finetune.training.fit import fit
 from finetune.training.fitted import Fitted
-from finetune.training.head_only import fit_head
-from finetune.training.imbalance import Handling, choose_handling
-from finetune.training.layers import fit_layers
 from finetune.training.optimizer import require_known_optimizer
-from finetune.training.settling import require_used, settle_image_size
 from finetune.training.sparsity import zero_share
 from finetune.training.tracking import require_loggers
 from finetune.training.watching import watching
@@ -56,7 +53,7 @@ def main(config: TrainConfig) -> str:
 
 def _train(config: TrainConfig, spec: BackboneSpec, audited: Audit, run: Run) -> str:
     manifest = audited.manifest
-    if run.manifest.is_file() and (run.features.exists() or run.checkpoints.exists()):
+    if run.manifest.is_file() and run.checkpoints.exists():
         before = Manifest.load(run.manifest, manifest.store)
         if before.fingerprint() != manifest.fingerprint():
             raise FinetuneError(
@@ -69,35 +66,17 @@ def _train(config: TrainConfig, spec: BackboneSpec, audited: Audit, run: Run) ->
     if audited.findings:
         log.info("what was found in the photos: %s", page)
     started = time.monotonic()
-    depth = choose_depth(config.freeze, len(manifest.of("train")))
-    log.info("%d training photos: freeze=%s", len(manifest.of("train")), depth)
-    require_used(config, depth)
-    config = settle_image_size(config, manifest)
-    handling = choose_handling(config.imbalance, depth, [photo.label for photo in manifest.of("train")])
-    log.info("imbalance: %s (%s)", handling.method, handling.reason)
     pl.seed_everything(config.seed, workers=True, verbose=False)
     device = _device(config.trainer.accelerator)
+    deadline = Deadline.after(config.began, config.budget_minutes)
     with watching(config, run) as watch:
-        fitted = (
-            fit_head(config, handling, spec, manifest, run, device, watch)
-            if depth == "head"
-            else fit_layers(config, depth, handling, spec, manifest, run, device, watch)
-        )
+        fitted = fit(config, spec, manifest, run, device, deadline, watch)
         watch.update(fitted.metrics)
         seconds = fitted.earlier_s + time.monotonic() - started
-        result = _finish(config, spec, manifest, run, depth, handling, fitted, seconds)
+        result = _finish(config, manifest, run, fitted, seconds)
         watch.conclude(result)
     lines = [summarise(result), f"report: {run.report}", f"next: finetune export run={run.path} output=models"]
     return "\n".join(lines)
-
-
-def choose_depth(freeze: FreezeConfig, training_photos: int) -> Depth:
-    """Return how deep to train: as told, or by the number of photos to learn from."""
-    if freeze.mode != "auto":
-        return freeze.mode
-    if training_photos < freeze.head_below:
-        return "head"
-    return "partial" if training_photos < freeze.full_from else "full"
 
 
 def summarise(result: Result) -> str:
@@ -154,16 +133,7 @@ def _device(accelerator: Literal["auto", "cpu", "gpu"]) -> torch.device:
     return torch.device("cuda" if accelerator != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-def _finish(
-    config: TrainConfig,
-    spec: BackboneSpec,
-    manifest: Manifest,
-    run: Run,
-    depth: Depth,
-    handling: Handling,
-    fitted: Fitted,
-    seconds: float,
-) -> Result:
+def _finish(config: TrainConfig, manifest: Manifest, run: Run, fitted: Fitted, seconds: float) -> Result:
     """Measure on the test photos and write what the run leaves behind, result.json last."""
     test = manifest.of("test")
     test_logits = fitted.score(test) if test else None
@@ -173,8 +143,8 @@ def _finish(
     if config.optimizer.l1:
         log.info("optimizer.l1=%g: %.1f %% of the trained weights are exactly 0", config.optimizer.l1, 100 * zeros)
     result = Result(
-        val_accuracy=fitted.val_accuracy,
-        val_balanced_accuracy=fitted.val_balanced_accuracy,
+        val_accuracy=fitted.judged.accuracy,
+        val_balanced_accuracy=fitted.judged.balanced_accuracy,
         test_accuracy=scores.accuracy if scores else None,
         test_balanced_accuracy=scores.balanced_accuracy if scores else None,
         calibration=_calibration(fitted, manifest, test_logits),
@@ -184,13 +154,13 @@ def _finish(
         total_parameters=sum(parameter.numel() for parameter in fitted.classifier.parameters()),
         zero_share=zeros,
         soup_epochs=fitted.soup_epochs,
-        freeze=depth,
-        imbalance=handling.method,
-        imbalance_reason=handling.reason,
-        backbone=spec.name,
+        freeze=fitted.freeze,
+        imbalance=fitted.handling.method,
+        imbalance_reason=fitted.handling.reason,
+        backbone=fitted.spec.name,
         weights_from=fitted.weights_from,
-        mean=spec.mean,
-        std=spec.std,
+        mean=fitted.spec.mean,
+        std=fitted.spec.std,
         features=fitted.classifier.features,
         drop_stages=config.model.drop_stages,
         head=fitted.classifier.head.config,

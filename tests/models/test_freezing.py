@@ -10,7 +10,15 @@ from finetune.errors import FinetuneError
 from finetune.models.backbone import build_backbone, describe_backbone
 from finetune.models.classifier import Classifier
 from finetune.models.depth import depth_groups
-from finetune.models.freezing import PREFIX, Depth, FreezingPlan, apply_freezing, decay_per_depth, plan_freezing
+from finetune.models.freezing import (
+    PREFIX,
+    Depth,
+    FreezingPlan,
+    apply_freezing,
+    decay_per_depth,
+    keep_statistics,
+    plan_freezing,
+)
 from tests.conftest import freeze_config, optimizer_config
 
 NETWORKS = ["test_resnet", "test_efficientnet", "test_vit", "test_convnext"]
@@ -173,3 +181,17 @@ def test_the_stem_learns_at_a_share_of_the_rate_whatever_the_number_of_depths(na
 def test_only_one_rule_sets_the_rates_of_depths() -> None:
     with pytest.raises(ValidationError, match=r"optimizer\.layer_decay=0\.5 sets the rates too"):
         optimizer_config(stem_rate=0.01, layer_decay=0.5)
+
+
+def test_kept_statistics_stay_while_everything_else_of_a_batch_norm_trains() -> None:
+    classifier = build("test_resnet")
+    assert plan(classifier, "full", statistics="keep").keeps_statistics
+    apply_freezing(classifier, trainable_names(classifier, "full"))
+    keep_statistics(classifier)
+    before = {name: buffer.clone() for name, buffer in classifier.named_buffers()}
+    images = torch.randint(0, 256, (4, 64, 64, 3), dtype=torch.uint8)
+    classifier(images).sum().backward()
+    assert all(torch.equal(buffer, before[name]) for name, buffer in classifier.named_buffers())
+    norms = [module for module in classifier.backbone.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    assert norms
+    assert all(norm.weight.grad is not None for norm in norms)

@@ -17,8 +17,7 @@ import yaml
 from finetune.cli import run
 from finetune.errors import FinetuneError
 from finetune.run import FinishedRun, Run
-from finetune.training.train import choose_depth
-from tests.conftest import CLASSES, TINY, freeze_config, paint, paint_folder
+from tests.conftest import CLASSES, TINY, paint, paint_folder
 
 LAYERS = (*TINY, "trainer.max_epochs=2", "data.batch_size=8", "trainer.accelerator=cpu")
 
@@ -265,17 +264,9 @@ def test_a_killed_head_only_run_starts_over_and_finishes(tmp_path: Path) -> None
     photos = paint_folder(tmp_path / "photos")
     words = [word for word in TINY if not word.startswith("data.image_size")]
     command = [sys.executable, "-m", "finetune", "train", f"data.root={photos}", f"output={tmp_path / 'run'}", *words]
-    assert kill_when(tmp_path / "run" / "features", command, signal.SIGKILL) == -9
+    assert kill_when(Path(os.environ["XDG_CACHE_HOME"]) / "finetune-service/features", command, signal.SIGKILL) == -9
     assert run(["train", f"data.root={photos}", f"output={tmp_path / 'run'}", *words]) == 0
     assert (tmp_path / "run" / "result.json").is_file()
-
-
-@pytest.mark.parametrize(
-    ("mode", "photos", "depth"),
-    [("auto", 300, "head"), ("auto", 5000, "partial"), ("auto", 50000, "full"), ("full", 10, "full")],
-)
-def test_depth_follows_the_number_of_photos(mode: str, photos: int, depth: str) -> None:
-    assert choose_depth(freeze_config(mode=mode), photos) == depth
 
 
 def test_a_gpu_that_is_not_there_is_an_error(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

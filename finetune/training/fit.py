@@ -1,0 +1,129 @@
+"""The ways to train: the head, layers, or first the head and then, where it pays, layers from there.
+
+Fine-tuning from a head that knows nothing tears down what was pretrained; from a fitted one it does not (Kumar et al.
+2022, LP-FT).
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import replace
+
+import torch
+
+from finetune.config import FreezeConfig, TrainConfig
+from finetune.data.manifest import Manifest
+from finetune.models.allocator import keep_freed_memory
+from finetune.models.backbone import BackboneSpec
+from finetune.models.freezing import Depth
+from finetune.run import Run
+from finetune.training.colours import colour_pca
+from finetune.training.deadline import Clock, Deadline
+from finetune.training.fitted import Fitted
+from finetune.training.head_only import fit_head, probed_start, save_checkpoints
+from finetune.training.imbalance import Handling, choose_handling
+from finetune.training.layers import fit_layers
+from finetune.training.search import RESERVE_S, Found, Search, search_heads
+from finetune.training.settling import require_used, settle_image_size
+from finetune.training.start import Start, fresh_start
+from finetune.training.timing import seconds_a_training_photo
+from finetune.training.watching import Watch
+
+log = logging.getLogger(__name__)
+
+# Of a training step: scoring needs no backward pass.
+SCORING_SHARE = 1 / 3
+
+
+def fit(
+    config: TrainConfig,
+    spec: BackboneSpec,
+    manifest: Manifest,
+    run: Run,
+    device: torch.device,
+    deadline: Deadline,
+    watch: Watch,
+) -> Fitted:
+    """Train as configured; with freeze=auto the better of head and layers on the validation photos."""
+    mode, depth = config.freeze.mode, depth_for(config.freeze, len(manifest.of("train")), deadline)
+    log.info("%d training photos: freeze=%s", len(manifest.of("train")), depth if mode == "auto" else mode)
+    require_used(config, depth)
+    config = settle_image_size(config, manifest)
+    if mode in ("partial", "full", "gradual"):
+        start = fresh_start(config, spec, manifest)
+        clock = Clock(time.monotonic(), deadline.at - RESERVE_S) if deadline.is_set else None
+        return fit_layers(config, depth, _handling(config, depth, manifest), start, manifest, run, device, watch, clock)
+    components = colour_pca(config.augment, manifest, run) if config.probe.views else None
+    handling = _handling(config, "head", manifest)
+    found = search_heads(Search(config, handling, manifest, device, deadline, watch, components))
+    head = fit_head(found)
+    layers = _fit_further(found, head, depth, run)
+    if layers is None:
+        save_checkpoints(found, head.classifier, run, "best.ckpt", "last.ckpt")
+        return head
+    layers = replace(layers, photos_seen=head.photos_seen + layers.photos_seen)
+    if mode == "lp_ft" or layers.judged.rank > head.judged.rank:
+        return layers
+    log.info("the head alone does as well on the validation photos: it is kept")
+    save_checkpoints(found, head.classifier, run, "best.ckpt")
+    return replace(head, metrics=layers.metrics, photos_seen=layers.photos_seen)
+
+
+def depth_for(freeze: FreezeConfig, training_photos: int, deadline: Deadline) -> Depth:
+    """Return how deep to train: with freeze=auto a little data the head only, more the top, very much everything.
+
+    With a time limit everything, for as long as there is time: validation decides whether that paid.
+    """
+    if freeze.mode != "auto" and freeze.mode != "lp_ft":
+        return freeze.mode
+    if freeze.mode == "lp_ft" or deadline.is_set or training_photos >= freeze.full_from:
+        return "full"
+    return "head" if training_photos < freeze.head_below else "partial"
+
+
+def _fit_further(found: Found, head: Fitted, depth: Depth, run: Run) -> Fitted | None:
+    """Train layers from the head on, where the data and the time allow it; None where they do not."""
+    search = found.attempt.search
+    config, manifest = search.config, search.manifest
+    if depth == "head":
+        return None
+    if config.freeze.mode == "auto" and found.best.judged.accuracy == 1:
+        log.info("every validation photo is right: nothing is fine-tuned")
+        return None
+    start = probed_start(found)
+    clock = _clock(found, start) if search.deadline.is_set else None
+    if clock is not None and clock.ends <= clock.began:
+        return None
+    # the best so far is on disk, whatever happens from here on
+    run.save_weights(head.classifier)
+    handling = _handling(config, depth, manifest)
+    layers = fit_layers(config, depth, handling, start, manifest, run, search.device, search.watch, clock)
+    log.info(
+        "fine-tuned from the head: validation accuracy %.1f %% (loss %.3f), before %.1f %% (%.3f)",
+        *(100 * layers.judged.accuracy, layers.judged.loss),
+        *(100 * head.judged.accuracy, head.judged.loss),
+    )
+    return replace(layers, freeze="lp_ft")
+
+
+def _clock(found: Found, start: Start) -> Clock:
+    """Return the time there is for fine-tuning; none, and a line of log, where it is less than an epoch takes."""
+    search = found.attempt.search
+    train, val, test = (len(search.manifest.of(split)) for split in ("train", "val", "test"))
+    keep_freed_memory()
+    step_s = seconds_a_training_photo(start.classifier, start.preprocessing.image_size, search.device)
+    validation_s = SCORING_SHARE * step_s * val
+    after_s = validation_s + found.attempt.cost_s * (val + test) + RESERVE_S
+    began, ends = time.monotonic(), search.deadline.at - after_s
+    epoch_s = step_s * train + validation_s
+    if epoch_s <= ends - began:
+        return Clock(began, ends)
+    log.info("not fine-tuned: an epoch would take about %.0f s, and %.0f s are left", epoch_s, max(0.0, ends - began))
+    return Clock(began, began)
+
+
+def _handling(config: TrainConfig, depth: Depth, manifest: Manifest) -> Handling:
+    handling = choose_handling(config.imbalance, depth, [photo.label for photo in manifest.of("train")])
+    log.info("imbalance: %s (%s)", handling.method, handling.reason)
+    return handling

@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+import csv
+import json
+import time
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+from finetune.cli import run
+from finetune.training.deadline import Clock, Deadline
+from finetune.training.fit import depth_for
+from tests.conftest import TINY, freeze_config, paint_folder
+
+WORDS = (*TINY, "data.batch_size=8", "trainer.accelerator=cpu", "augment=none", "probe.l2=[0.01]")
+NO_LIMIT, A_LIMIT = Deadline.after(0.0, None), Deadline.after(0.0, 1.0)
+
+
+def train(photos: Path, output: Path, *words: str) -> dict[str, object]:
+    assert run(["train", f"data.root={photos}", f"output={output}", *WORDS, *words]) == 0
+    result: dict[str, object] = json.loads((output / "result.json").read_text())
+    return result
+
+
+def rows_of(folder: Path) -> list[dict[str, str]]:
+    with (folder / "metrics.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def best_checkpoint_is_the_weights(folder: Path) -> bool:
+    state = torch.load(folder / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
+    kept = safetensors.torch.load_file(folder / "weights.safetensors")
+    # the temperature is fitted afterwards
+    return all(torch.equal(state[f"classifier.{name}"], kept[name]) for name in kept if name != "temperature")
+
+
+@pytest.mark.parametrize(
+    ("mode", "photos", "deadline", "depth"),
+    [
+        ("auto", 300, NO_LIMIT, "head"),
+        ("auto", 5000, NO_LIMIT, "partial"),
+        ("auto", 50000, NO_LIMIT, "full"),
+        ("auto", 300, A_LIMIT, "full"),
+        ("lp_ft", 300, NO_LIMIT, "full"),
+    ],
+)
+def test_depth_follows_the_photos_and_the_time(mode: str, photos: int, deadline: Deadline, depth: str) -> None:
+    assert depth_for(freeze_config(mode=mode), photos, deadline) == depth
+
+
+@pytest.fixture
+def hard_photos(tmp_path: Path) -> Path:
+    """Photos of which some have the wrong label, so that no head gets all of them right."""
+    photos = paint_folder(tmp_path / "hard")
+    for index in range(3):
+        (photos / "red" / f"{index}.jpg").rename(photos / "blue" / f"red{index}.jpg")
+        (photos / "blue" / f"{index}.jpg").rename(photos / "red" / f"blue{index}.jpg")
+    return photos
+
+
+def test_fine_tuning_starts_from_the_fitted_head(hard_photos: Path, tmp_path: Path) -> None:
+    # so slow that it stays where it began
+    slow = ("optimizer.learning_rate=1.0e-12", "trainer.max_epochs=1")
+    result = train(hard_photos, tmp_path / "run", "freeze=lp_ft", *slow)
+    assert result["freeze"] == "lp_ft"
+    assert result["trainable_parameters"] == result["total_parameters"]
+    *probes, epoch = rows_of(tmp_path / "run")
+    best = max(probes, key=lambda row: (float(row["val_accuracy"]), -float(row["val_loss"])))
+    assert float(epoch["val_loss"]) == pytest.approx(float(best["val_loss"]), rel=1e-3)
+    assert epoch["epoch"] == "0"
+    assert best_checkpoint_is_the_weights(tmp_path / "run")
+
+
+@pytest.mark.parametrize("rate", [1e-12, 1.0])
+def test_auto_is_never_worse_than_the_head(hard_photos: Path, tmp_path: Path, rate: float) -> None:
+    words = ("freeze.head_below=1", "freeze.full_from=2", "trainer.max_epochs=2", f"optimizer.learning_rate={rate}")
+    result = train(hard_photos, tmp_path / "run", *words, "optimizer=sgd", "trainer.clip_norm=1.0")
+    probes = [row for row in rows_of(tmp_path / "run") if row["l2"]]
+    best = max(float(row["val_accuracy"]) for row in probes)
+    accuracy = result["val_accuracy"]
+    assert isinstance(accuracy, float)
+    assert accuracy >= best - 1e-6
+    assert best_checkpoint_is_the_weights(tmp_path / "run")
+    assert {"head"} == {result["freeze"]} or accuracy > best - 1e-6
+
+
+def test_a_time_limit_ends_fine_tuning_and_the_run_is_whole(
+    hard_photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = train(hard_photos, tmp_path / "run", "budget_minutes=0.3", "trainer.max_epochs=100000")
+    epochs = [row for row in rows_of(tmp_path / "run") if row["epoch"]]
+    assert 0 < len(epochs) < 100000
+    assert result["freeze"] in ("head", "lp_ft")
+    assert best_checkpoint_is_the_weights(tmp_path / "run")
+
+
+def test_too_little_time_for_an_epoch_leaves_the_head(
+    hard_photos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO", "finetune"):
+        result = train(hard_photos, tmp_path / "run", "budget_minutes=0.001")
+    assert result["freeze"] == "head"
+    assert "not fine-tuned: an epoch would take about" in caplog.text
+
+
+def test_a_head_without_mistakes_is_not_fine_tuned(
+    photos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO", "finetune"):
+        result = train(photos, tmp_path / "run", "budget_minutes=5")
+    assert (result["freeze"], result["val_accuracy"]) == ("head", 1.0)
+    assert "every validation photo is right" in caplog.text
+
+
+def test_a_clock_tells_the_share_that_is_over() -> None:
+    now = time.monotonic()
+    assert Clock(now - 10, now + 10).share == pytest.approx(0.5, abs=0.05)
+    assert Clock(now - 10, now - 5).share > 1

@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from finetune.cli import conf_dir
+from finetune.config import TrainConfig
+from finetune.schema import parse
+from finetune.training.deadline import Deadline
+from finetune.training.features import KeptFeatures
+from finetune.training.imbalance import choose_handling
+from finetune.training.search import Attempt, Found, Search, image_sizes, plan_attempts, search_heads
+from finetune.training.watching import Watch
+from tests.conftest import manifest_of
+
+CPU = torch.device("cpu")
+WORDS = ("model.backbone=test_resnet", "model.weights=none", "probe.l2=[0.01,1.0]")
+
+
+def config_of(photos: Path, *words: str) -> TrainConfig:
+    with initialize_config_dir(str(conf_dir().resolve()), version_base="1.3"):
+        composed = compose("train", [f"data.root={photos}", "output=run", *WORDS, *words])
+    values: Any = OmegaConf.to_container(composed, resolve=True)
+    return parse(TrainConfig, values)
+
+
+def searched(photos: Path, deadline: Deadline, *words: str) -> Search:
+    config = config_of(photos, *words)
+    manifest = manifest_of(photos, val_fraction=0.25, test_fraction=0.25)
+    handling = choose_handling(config.imbalance, "head", [photo.label for photo in manifest.of("train")])
+    torch.manual_seed(0)
+    return Search(config, handling, manifest, CPU, deadline, Watch(Path("metrics.csv"), {}))
+
+
+def tried(found: Found) -> list[tuple[object, object]]:
+    return list(dict.fromkeys((row["backbone"], row["image_size"]) for row in found.rows))
+
+
+NO_LIMIT = Deadline.after(0.0, None)
+
+
+def test_every_size_feature_set_and_penalty_is_tried(photos: Path) -> None:
+    found = search_heads(searched(photos, NO_LIMIT, "probe.size_factors=[0.2,0.4]"))
+    assert tried(found) == [("test_resnet", 32), ("test_resnet", 64)]
+    assert {(row["features"], row["l2"]) for row in found.rows} == {
+        (features, l2) for features in ("last", "stages", "all") for l2 in (0.01, 1.0)
+    }
+    assert found.best.judged.accuracy == max(row["val_accuracy"] for row in found.rows)
+    assert found.photos_seen == 2 * len(found.attempt.search.manifest.of("train", "val"))
+
+
+def test_backbones_are_tried_cheapest_first(photos: Path) -> None:
+    words = ("probe.backbones=[test_efficientnet]", "probe.size_factors=[0.2,0.4]")
+    attempts = plan_attempts(searched(photos, NO_LIMIT, *words))
+    assert len(attempts) == 4
+    costs = [attempt.cost_s for attempt in attempts]
+    assert costs == sorted(costs)
+    assert costs[0] > 0
+    by_backbone = [attempt.image_size for attempt in attempts if attempt.backbone == "test_resnet"]
+    assert by_backbone == sorted(by_backbone)
+
+
+def test_without_time_only_the_cheapest_is_tried(photos: Path, caplog: pytest.LogCaptureFixture) -> None:
+    over = Deadline(time.monotonic() - 1)
+    with caplog.at_level(logging.INFO, "finetune"):
+        found = search_heads(searched(photos, over, "probe.size_factors=[0.2,0.4]"))
+    assert tried(found) == [("test_resnet", 32)]
+    assert "test_resnet at 64 px: not tried, it would take about" in caplog.text
+
+
+def test_what_was_computed_before_takes_no_time(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(KeptFeatures, "seconds_a_photo", lambda _: 100.0)
+    words = ("probe.size_factors=[0.2,0.4]",)
+    a_minute = Deadline(time.monotonic() + 60)
+    first = search_heads(searched(photos, a_minute, *words))
+    assert tried(first) == [("test_resnet", 32)]
+    whole = search_heads(searched(photos, NO_LIMIT, *words))
+    for attempt in plan_attempts(searched(photos, NO_LIMIT, *words)):
+        attempt.kept.of(whole.attempt.search.manifest, whole.attempt.search.manifest.of("test"), "last")
+    assert tried(search_heads(searched(photos, a_minute, *words))) == [("test_resnet", 32), ("test_resnet", 64)]
+
+
+def test_distorted_views_join_the_training_photos_only(photos: Path) -> None:
+    search = searched(photos, NO_LIMIT, "probe.views=2", "augment=light", "data.image_size=32")
+    (attempt,) = plan_attempts(search)
+    train = search.manifest.of("train")
+    rows, targets = attempt.rows(train, "last")
+    assert len(rows) == len(targets) == 3 * len(train)
+    assert targets == 3 * search.manifest.targets(train)
+    found = search_heads(search)
+    assert found.best.judged.accuracy == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "sizes"),
+    [
+        (["data.image_size=100"], [100]),
+        (["probe.size_factors=[1.0,1.4,2.0]"], [160, 224, 320]),
+        (["probe.size_factors=[0.01,1.0,1.01]"], [32, 160]),
+        (["model.backbone=test_vit"], [160]),
+    ],
+)
+def test_sizes_are_multiples_of_what_backbones_shrink_by(photos: Path, words: list[str], sizes: list[int]) -> None:
+    config = config_of(photos, *words)
+    assert image_sizes(config, config.model.backbone) == sizes
+
+
+def test_the_file_of_weights_is_the_first_backbones(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, str]] = []
+
+    def build(name: str, size: int, weights: str, *_: object) -> Any:
+        asked.append((name, weights))
+        raise InterruptedError
+
+    monkeypatch.setattr("finetune.training.search.build_backbone", build)
+    search = searched(photos, NO_LIMIT, "model.weights=some.pth", "probe.backbones=[test_efficientnet]")
+    for backbone in ("test_resnet", "test_efficientnet"):
+        with pytest.raises(InterruptedError):
+            _ = Attempt(search, backbone, 64).kept
+    assert asked == [("test_resnet", "some.pth"), ("test_efficientnet", "auto")]
