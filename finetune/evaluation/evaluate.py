@@ -48,7 +48,7 @@ def main(config: EvaluateConfig) -> str:
 def _default_output(config: EvaluateConfig, subject: Subject, chosen: Chosen) -> Path:
     """Each model and set of photos has its own folder, in the run's where there is one."""
     address = config.data.root
-    parts: list[str | None] = [Path(address).name or "photos"] if address else []
+    parts: list[str | None] = [Path(address.partition("?")[0]).name or "photos"] if address else []
     parts.append(chosen.split)
     if config.run is None:
         return Path("evaluation") / subject.name.replace(" version ", "-") / "-".join(filter(None, parts))

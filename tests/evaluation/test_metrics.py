@@ -75,6 +75,13 @@ def test_figures_are_those_of_scikit_learn(seed: int, count: int, classes: int) 
     assert scores.balanced_accuracy == pytest.approx(scores.macro.recall)
 
 
+def test_of_equal_probabilities_the_first_class_comes_first() -> None:
+    probabilities = np.full((3, 3), 1 / 3, dtype=np.float32)
+    scores = measure(probabilities, [0, 1, 2], CLASSES, photos(3), top_k=[2])
+    assert {k: share.value for k, share in scores.top.items()} == {1: pytest.approx(1 / 3), 2: pytest.approx(2 / 3)}
+    assert scores.confusion[:, 0].tolist() == [1, 1, 1]
+
+
 def test_more_of_the_most_probable_classes_never_hold_fewer_right_ones() -> None:
     scores, _ = random_scores(seed=3, count=200, classes=10, top_k=[9, 3, 5, 40])
     assert list(scores.top) == [1, 3, 5, 9]
