@@ -23,7 +23,7 @@ class MovingAverage(WeightAveraging):
 
     def __init__(self, decay: float, device: torch.device) -> None:
         """decay: share that each step leaves, in the long run; device: where the average is kept."""
-        super().__init__(device=device, avg_fn=partial(_moved, decay))
+        super().__init__(device=device, multi_avg_fn=partial(_move, decay))
 
 
 def decay_at(decay: float, updates: int) -> float:
@@ -31,9 +31,12 @@ def decay_at(decay: float, updates: int) -> float:
     return min(decay, 1 - math.pow(1 + updates, -WARMUP_POWER))
 
 
-def _moved(decay: float, average: Tensor, current: Tensor, updates: Tensor | int) -> Tensor:
-    # a count of batches has no mean
-    if not average.is_floating_point():
-        return current
-    # between two equal numbers this gives that number, bit for bit
-    return average.lerp(current, 1 - decay_at(decay, int(updates)))
+@torch.no_grad()
+def _move(decay: float, averages: list[Tensor], current: list[Tensor], updates: Tensor | int) -> None:
+    """Bring tensors of one kind on one device up to date; all at once, as each would ask a GPU for `updates` again."""
+    if averages[0].is_floating_point():
+        # between two equal numbers this gives that number, bit for bit
+        torch._foreach_lerp_(averages, current, 1 - decay_at(decay, int(updates)))
+    else:
+        # a count of batches has no mean
+        torch._foreach_copy_(averages, current)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from finetune.cli import run
-from finetune.training.averaging import MovingAverage, _moved, decay_at
+from finetune.training.averaging import MovingAverage, _move, decay_at
 from finetune.training.module import quiet_trainer
 from tests.conftest import TINY, paint_folder
 from tests.training.test_train import kill_when, table, weights
@@ -92,8 +92,10 @@ def test_the_decay_rises_to_what_is_configured(updates: int, decay: float) -> No
 
 @given(st.floats(-(2.0**100), 2.0**100, width=32), st.integers(1, 10**5), st.floats(0.01, 0.9999))
 def test_the_average_of_equal_numbers_is_that_number(number: float, updates: int, decay: float) -> None:
-    same = torch.full((2,), number)
-    assert torch.equal(_moved(decay, same, same.clone(), updates), same)
+    averages = [torch.full((size,), number) for size in (2, 40)]
+    same = [tensor.clone() for tensor in averages]
+    _move(decay, averages, same, updates)
+    assert all(torch.equal(average, tensor) for average, tensor in zip(averages, same, strict=True))
 
 
 def test_averaging_changes_what_is_kept_and_not_how_it_trains(photos: Path, tmp_path: Path) -> None:
