@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
+from finetune.config.rates import is_per_photos
 from finetune.config.tables import ByPhotos
 from finetune.schema import Fraction, Place, Section
 
@@ -133,6 +134,13 @@ class OptimizerConfig(Section):
         description="in place of layer_decay: the stem learns at this share of the head's rate, those between evenly "
         "spaced in the logarithm, whatever the number of depth groups; null: by layer_decay"
     )
+
+    @field_validator("learning_rate", mode="before")
+    @classmethod
+    def _is_a_number_by_now(cls, rate: object) -> object:
+        if is_per_photos(rate):
+            raise ValueError("in proportion to the photos of a step it needs data.batch_size as a number above 1")
+        return rate
 
     @field_validator("stem_rate")
     @classmethod

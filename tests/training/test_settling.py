@@ -137,3 +137,14 @@ def test_a_rate_may_be_given_for_a_number_of_photos_a_step(words: tuple[str, ...
 def test_a_rate_that_cannot_be_read_is_refused(given: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["train", "data.root=x", "output=y", f"optimizer.learning_rate='{given}'"]) == 2
     assert "is wrong: input should be" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("batch_size", ["auto", "0", "two"])
+def test_a_rate_for_a_number_of_photos_needs_that_of_a_batch(
+    batch_size: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["train", "data.root=x", "output=y", "recipe=bit", f"data.batch_size={batch_size}"]) == 2
+    said = (
+        "optimizer.learning_rate=0.003 per 512 is wrong: in proportion to the photos of a step it needs data.batch_size"
+    )
+    assert said in capsys.readouterr().err
