@@ -93,8 +93,8 @@ def test_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
         ),
         (
             ["train", "schedule=[cosine,non]"],
-            "finetune train: schedule=[cosine,non] is wrong: choose from bit, cosine, exponential, fastai, none, "
-            "one_cycle, step; did you mean 'none'?",
+            "finetune train: schedule=[cosine,non] is wrong: choose from bit, cosine, exponential, fastai, lp_ft, "
+            "none, one_cycle, step; did you mean 'none'?",
         ),
         (["train", "photos"], "finetune train: 'photos' is not of the form key=value"),
         (
@@ -271,7 +271,7 @@ def test_an_empty_path_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
             ["data.image_size=9999"],
             "data.image_size=9999 is wrong: input should be 'auto' or less than or equal to 2048 (side of",
         ),
-        (["data.batch_size=1"], "data.batch_size=1 is wrong: input should be greater than or equal to 2"),
+        (["data.batch_size=1"], "data.batch_size=1 is wrong: input should be 'auto' or greater than or equal to 2"),
         (["model.backbone=resnet50.a1_in2k"], "no such weights; did you mean 'a1_in1k'? (there are "),
         (
             ["model.backbone=test_vit", "model.weights=none", "data.image_size=100"],
