@@ -230,4 +230,15 @@ class TrainerConfig(Section):
     checkpoint_minutes: Annotated[float, Field(ge=0)] = Field(
         description="inside an epoch, checkpoints/last.ckpt is written this often; 0: after every step"
     )
-    precision: Literal["32-true", "16-mixed", "bf16-mixed"] = Field(description="Lightning's name of the arithmetic")
+    precision: Literal["32-true", "16-mixed", "bf16-mixed"] = Field(
+        description="Lightning's name of the arithmetic: 32-true; bf16-mixed or, on a GPU, 16-mixed: matrix products "
+        "and convolutions in 16 bits, weights in 32"
+    )
+    compile: bool = Field(
+        description="partial, full, gradual: torch.compile for the network while it trains; needs a C++ compiler, and "
+        "minutes at the start and wherever other layers begin to train"
+    )
+    gradient_checkpointing: bool = Field(
+        description="partial, full, gradual: compute activations again in the backward pass and do not keep them: less "
+        "memory, longer steps, the same gradients"
+    )

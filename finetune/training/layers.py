@@ -28,8 +28,10 @@ from finetune.run import Run
 from finetune.training.averaging import MovingAverage
 from finetune.training.batch_size import TrainingStep, settle_batch_size
 from finetune.training.callbacks import EpochRows, StopInTime
+from finetune.training.checkpointing import StatisticsOnce, checkpoint_gradients
 from finetune.training.checkpoints import LastCheckpoint, WholeFiles
 from finetune.training.colours import colour_pca
+from finetune.training.compiling import CompiledPhases, compiled
 from finetune.training.deadline import Clock
 from finetune.training.divergence import FiniteLoss
 from finetune.training.first_batch import FirstBatch
@@ -67,6 +69,8 @@ def fit_layers(
     """
     last = LastCheckpoint(run.checkpoints / "last.ckpt", config.trainer.checkpoint_minutes)
     classifier, preprocessing = start.classifier, start.preprocessing
+    if config.trainer.gradient_checkpointing:
+        checkpoint_gradients(classifier, start.spec.name)
     keep_freed_memory()
     # a step takes two thirds of the time in this layout on a CPU; its photos come as (N, H, W, 3) anyway
     classifier.to(memory_format=torch.channels_last)
@@ -96,6 +100,8 @@ def fit_layers(
     config = settle_learning_rate(config, module, data, device, run)
     log.info(describe_plan(plan, config.optimizer.peak))
     module.optimizer_config = config.optimizer
+    if config.trainer.compile:
+        module.answer = compiled(classifier, device)
     callbacks = [SeededBatches(config.seed), FiniteLoss(config), first, rows, *_optional(config, device, ingredients)]
     callbacks += [] if clock is None else [StopInTime(clock)]
     trainer = _trainer(config, run, device, [*callbacks, best, last])
@@ -144,6 +150,10 @@ def _optional(config: TrainConfig, device: torch.device, ingredients: Ingredient
         yield EarlyStopping("val_loss", patience=config.trainer.patience)
     if config.trainer.soup > 1:
         yield ingredients
+    if config.trainer.gradient_checkpointing:
+        yield StatisticsOnce()
+    if config.trainer.compile:
+        yield CompiledPhases()
 
 
 def _trainer(config: TrainConfig, run: Run, device: torch.device, callbacks: list[Callback]) -> pl.Trainer:

@@ -72,6 +72,8 @@ class FineTuner(pl.LightningModule):
         self.classifier, self.plan, self.mixing = classifier, plan, mixing
         self.optimizer_config, self.schedule_config = optimizer, schedule
         self.loss, self.judge, self.clock = loss, judge, clock
+        # or what does the same faster; its parameters are the classifier's
+        self.answer: Callable[[Tensor], Tensor] = classifier.__call__
         self.epoch_loss = EpochLoss()
         self.validated: list[Batch] = []
 
@@ -106,7 +108,7 @@ class FineTuner(pl.LightningModule):
         images, targets = batch
         if self.mixing is not None:
             images, targets = self.mixing(images, targets, self.current_epoch, batch_idx)
-        loss: Tensor = self.loss(self.classifier(images), targets)
+        loss: Tensor = self.loss(self.answer(images), targets)
         self.epoch_loss.add(loss, len(images))
         return loss
 
@@ -115,7 +117,7 @@ class FineTuner(pl.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         images, targets = batch
-        self.validated.append((self.classifier(images).float().cpu(), targets.cpu()))
+        self.validated.append((self.answer(images).float().cpu(), targets.cpu()))
 
     def on_validation_epoch_end(self) -> None:
         logits, targets = (torch.cat(parts) for parts in zip(*self.validated, strict=True))

@@ -29,6 +29,7 @@ from finetune.training.deadline import Deadline
 from finetune.training.fit import fit
 from finetune.training.fitted import Fitted
 from finetune.training.optimizer import require_known_optimizer
+from finetune.training.precision import require_precision
 from finetune.training.sparsity import zero_share
 from finetune.training.tracking import require_loggers
 from finetune.training.watching import watching
@@ -68,6 +69,7 @@ def _train(config: TrainConfig, spec: BackboneSpec, audited: Audit, run: Run) ->
     started = time.monotonic()
     pl.seed_everything(config.seed, workers=True, verbose=False)
     device = _device(config.trainer.accelerator)
+    require_precision(config.trainer.precision, device)
     deadline = Deadline.after(config.began, config.budget_minutes)
     with watching(config, run) as watch:
         fitted = fit(config, spec, manifest, run, device, deadline, watch)
