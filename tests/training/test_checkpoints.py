@@ -3,9 +3,9 @@ from __future__ import annotations
 import itertools
 import json
 import random
+import resource
 import shlex
 import signal
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import EMAWeightAveraging
 from pytorch_lightning.plugins import MixedPrecision
 
 from finetune.cli import run
@@ -35,7 +34,6 @@ WORDS = (
     "trainer.max_epochs=3",
     "trainer.accelerator=cpu",
 )
-Trainer = Callable[..., pl.Trainer]
 
 
 @pytest.fixture(scope="module")
@@ -115,36 +113,40 @@ def test_a_second_signal_ends_at_once(
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
-def averaging(**options: Any) -> pl.Trainer:
-    """A trainer that validates with averaged weights."""
-    return quiet_trainer(**{**options, "callbacks": [EMAWeightAveraging(decay=0.5), *options["callbacks"]]})
-
-
-def scaling(**options: Any) -> pl.Trainer:
-    """A trainer whose loss is scaled so far up that its first steps are skipped."""
-    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**24, growth_interval=3)
-    options = {**options, "plugins": [*options["plugins"], MixedPrecision("16-mixed", "cpu", scaler)]}
-    del options["precision"]
-    return quiet_trainer(**options)
-
-
-@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step:UserWarning")
-@pytest.mark.parametrize(("trainer", "step"), [(averaging, "validation_step"), (scaling, "training_step")])
-def test_averages_and_scales_go_on_where_they_were(
-    two_dozen: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trainer: Trainer, step: str
+def test_averaged_weights_go_on_where_they_were(
+    two_dozen: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = []
-    monkeypatch.setattr(layers, "quiet_trainer", lambda **options: made.append(trainer(**options)) or made[-1])
-    words = ["train", f"data.root={two_dozen}", *WORDS]
+    words = ["train", f"data.root={two_dozen}", *WORDS, "trainer.ema_decay=0.9", "trainer.soup=2"]
     assert run([*words, f"output={tmp_path / 'whole'}"]) == 0
     with monkeypatch.context() as patched:
-        stop_in(patched, step, epoch=1, batch=1)
+        # while the average stands in for the weights that train
+        stop_in(patched, "validation_step", epoch=1, batch=0)
         assert run([*words, f"output={tmp_path / 'run'}"]) == 130
     assert run([*words, f"output={tmp_path / 'run'}"]) == 0
     assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
-    if trainer is scaling:
-        # steps were skipped, and nothing took that for a divergence
-        assert made[0].precision_plugin.scaler.get_scale() < 2.0**24
+
+
+@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step:UserWarning")
+def test_a_loss_scale_goes_on_where_it_was_and_the_steps_it_skips_are_no_divergence(
+    two_dozen: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scalers = []
+
+    def scaling(**options: Any) -> pl.Trainer:
+        # so far up that the first steps are skipped
+        scalers.append(torch.amp.GradScaler("cpu", init_scale=2.0**24, growth_interval=3))
+        plugins = [*options.pop("plugins"), MixedPrecision(options.pop("precision"), "cpu", scalers[-1])]
+        return quiet_trainer(plugins=plugins, **options)
+
+    monkeypatch.setattr(layers, "quiet_trainer", scaling)
+    words = ["train", f"data.root={two_dozen}", *WORDS, "trainer.precision=16-mixed"]
+    assert run([*words, f"output={tmp_path / 'whole'}"]) == 0
+    assert scalers[0].get_scale() < 2.0**24
+    with monkeypatch.context() as patched:
+        stop_in(patched, "training_step", epoch=1, batch=1)
+        assert run([*words, f"output={tmp_path / 'run'}"]) == 130
+    assert run([*words, f"output={tmp_path / 'run'}"]) == 0
+    assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
 
 
 def test_a_run_that_patience_ended_does_not_train_on(two_dozen: Path, tmp_path: Path) -> None:
@@ -186,6 +188,48 @@ def test_checkpoints_are_written_inside_an_epoch_and_what_a_kill_left_beside_the
     # a step is two batches; before the validation, and once more after it
     assert positions == sorted([(0, 4), (0, 6), (1, 0), *inside, (2, 0), (3, 0)])
     assert {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()} == {"last.ckpt", "best.ckpt"}
+    assert outcome(tmp_path / "run") == whole
+
+
+@pytest.mark.parametrize("trouble", ["full", "unwritable"])
+def test_a_checkpoint_that_cannot_be_written_is_said_and_the_same_command_goes_on(
+    two_dozen: Path,
+    whole: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    trouble: str,
+) -> None:
+    words = ["train", f"data.root={two_dozen}", f"output={tmp_path / 'run'}", *WORDS]
+    folder = tmp_path / "run" / "checkpoints"
+    ordinary, unlimited = FineTuner.training_step, resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def troubled(module: FineTuner, photos: Any, batch_idx: int) -> Any:
+        if (module.current_epoch, batch_idx) == (1, 0):
+            if trouble == "full":
+                # no file may be larger than this from now on; Python ignores the signal that says so
+                resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, unlimited[1]))
+            else:
+                folder.rename(tmp_path / "away")
+                folder.touch()
+        return ordinary(module, photos, batch_idx)
+
+    try:
+        with monkeypatch.context() as patched:
+            patched.setattr(FineTuner, "training_step", troubled)
+            assert run([*words, "trainer.checkpoint_minutes=0"]) == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+    said = capsys.readouterr().err
+    if trouble == "full":
+        assert f"{folder / 'last.ckpt'} cannot be written: file too large; what was saved before is whole: " in said
+    else:
+        assert f"{folder} cannot be made: file exists; choose a folder that can be written" in said
+        folder.unlink()
+        (tmp_path / "away").rename(folder)
+    assert {path.name for path in folder.iterdir()} == {"last.ckpt", "best.ckpt"}
+    assert torch.load(folder / "last.ckpt", weights_only=True)["PhotoData"] == {"epoch": 1, "batch": 0}
+    assert run([*words, "trainer.checkpoint_minutes=0"]) == 0
     assert outcome(tmp_path / "run") == whole
 
 
