@@ -23,3 +23,10 @@ def keep_freed_memory() -> None:
         mallopt(M_MMAP_THRESHOLD, LARGEST_BLOCK)
         mallopt(M_TRIM_THRESHOLD, KEPT_FREE)
         mallopt(M_TOP_PAD, GROWTH)
+
+
+def return_freed_memory() -> None:
+    """Hand back to the kernel what is free now, after all."""
+    malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform.startswith("linux") else None
+    if malloc_trim is not None:
+        malloc_trim(0)

@@ -105,7 +105,7 @@ def fit_layers(
     callbacks = [SeededBatches(config.seed), FiniteLoss(config), first, rows, *_optional(config, device, ingredients)]
     callbacks += [] if clock is None else [StopInTime(clock)]
     trainer = _trainer(config, run, device, [*callbacks, best, last])
-    fit_or_resume(trainer, module, data, last.path)
+    fit_or_resume(trainer, module, data, last.path, step)
     if run.pixels.exists():
         shutil.rmtree(run.pixels)
     _load_best(classifier, Path(best.best_model_path), plan.ever)

@@ -7,16 +7,24 @@ from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.utilities.memory import garbage_collection_cuda
 
 from finetune.data.datamodule import PhotoData
 from finetune.errors import FinetuneError
+from finetune.models.allocator import return_freed_memory
+from finetune.training.batch_size import TrainingStep
 from finetune.training.module import FineTuner, quietly
+from finetune.training.out_of_memory import advise_batch, memory_ran_out
 
 log = logging.getLogger(__name__)
 
 
-def fit_or_resume(trainer: pl.Trainer, module: FineTuner, data: PhotoData, last: Path) -> None:
-    """Train, from a checkpoint on if there is one."""
+def fit_or_resume(trainer: pl.Trainer, module: FineTuner, data: PhotoData, last: Path, step: TrainingStep) -> None:
+    """Train, from a checkpoint on if there is one.
+
+    step: what memory is to suffice for. Raises FinetuneError where the checkpoint is damaged, and with a batch that
+    fits where memory runs out.
+    """
     with quietly():
         for left in last.parent.glob(f".*{last.suffix}"):
             # a process was killed while it wrote this
@@ -26,9 +34,22 @@ def fit_or_resume(trainer: pl.Trainer, module: FineTuner, data: PhotoData, last:
                 _require_whole(last)
                 log.info("resuming from %s", last)
             trainer.fit(module, datamodule=data, ckpt_path=str(last) if last.is_file() else None, weights_only=True)
+            return
         except SystemExit:
             # Lightning turns Ctrl-C into exit code 1; the command line has its own for it
             raise KeyboardInterrupt from None
+        except Exception as error:
+            if not memory_ran_out(error):
+                raise
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+    # not in the handler, where the error still holds what the step had made
+    garbage_collection_cuda()
+    return_freed_memory()
+    advice = advise_batch(step, data.batch_size, trainer.accumulate_grad_batches)
+    elsewhere = " (with another output=, as this one has checkpoints)" if last.is_file() else ""
+    raise FinetuneError(
+        f"memory does not suffice for batches of {data.batch_size} photos: {advice}{elsewhere}\n{reason}"
+    )
 
 
 def _require_whole(checkpoint: Path) -> None:
