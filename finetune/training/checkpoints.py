@@ -84,12 +84,13 @@ class LastCheckpoint(Checkpoint):
             self._save(trainer, trainer.current_epoch, batch_idx + 1)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self._due(trainer):
+        # an epoch that a time limit cut short is the last one: it is saved when it ends
+        if trainer.is_last_batch and self._due(trainer):
             self._save(trainer, trainer.current_epoch, int(trainer.num_training_batches))
 
     def on_validation_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         # several processes may have different numbers of batches, and could not agree here
-        if self.asked_to_stop and trainer.world_size == 1:
+        if self.asked_to_stop and trainer.is_last_batch and trainer.world_size == 1:
             for callback in trainer.callbacks:  # type: ignore[attr-defined]
                 if isinstance(callback, WeightAveraging):
                     # gives the weights that train back to the module

@@ -67,7 +67,7 @@ def fit(
         return layers
     log.info("the head alone does as well on the validation photos: it is kept")
     save_checkpoints(found, head.classifier, run, "best.ckpt")
-    return replace(head, metrics=layers.metrics, photos_seen=layers.photos_seen)
+    return replace(head, metrics=layers.metrics, photos_seen=layers.photos_seen, earlier_s=layers.earlier_s)
 
 
 def depth_for(freeze: FreezeConfig, training_photos: int, deadline: Deadline) -> Depth:

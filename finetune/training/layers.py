@@ -29,7 +29,7 @@ from finetune.training.averaging import MovingAverage
 from finetune.training.batch_size import TrainingStep, settle_batch_size
 from finetune.training.callbacks import EpochRows, StopInTime
 from finetune.training.checkpointing import StatisticsOnce, checkpoint_gradients
-from finetune.training.checkpoints import LastCheckpoint, WholeFiles
+from finetune.training.checkpoints import LastCheckpoint
 from finetune.training.colours import colour_pca
 from finetune.training.compiling import CompiledPhases, compiled
 from finetune.training.deadline import Clock
@@ -166,7 +166,6 @@ def _trainer(config: TrainConfig, run: Run, device: torch.device, callbacks: lis
         gradient_clip_val=config.trainer.clip_norm,
         callbacks=[*callbacks, RichProgressBar()] if on_terminal else callbacks,
         enable_progress_bar=on_terminal,
-        plugins=[WholeFiles()],
         default_root_dir=run.path,
     )
 

@@ -19,6 +19,7 @@ from finetune.config import OptimizerConfig, ScheduleConfig
 from finetune.errors import FinetuneError
 from finetune.models.classifier import Classifier
 from finetune.models.freezing import FreezingPlan, apply_freezing, keep_statistics
+from finetune.training.checkpoints import WholeFiles
 from finetune.training.deadline import Clock
 from finetune.training.epoch_loss import EpochLoss
 from finetune.training.imbalance import Judgement
@@ -32,8 +33,9 @@ Batch = tuple[Tensor, Tensor]
 
 
 def quiet_trainer(**options: Any) -> pl.Trainer:
-    """Return a Trainer on one device that keeps Lightning's greetings and advertisements to itself."""
+    """Return a Trainer on one device that keeps Lightning's greetings to itself and writes whole checkpoints."""
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    options["plugins"] = [WholeFiles(), *options.get("plugins", ())]
     return pl.Trainer(devices=1, enable_model_summary=False, logger=False, num_sanity_val_steps=0, **options)
 
 

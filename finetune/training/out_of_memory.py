@@ -27,7 +27,10 @@ def advise_batch(step: TrainingStep, photos: int, accumulated: int) -> str:
     except Exception as error:
         if not isinstance(error, FinetuneError) and not memory_ran_out(error):
             raise
-        return "no smaller batch fits; choose a smaller data.image_size or model.backbone"
+        return (
+            "no smaller batch fits; choose a smaller data.image_size or model.backbone, "
+            "or trainer.gradient_checkpointing=true"
+        )
     accumulate = math.ceil(photos * accumulated / smaller)
     alike = "makes the same steps" if smaller * accumulate == photos * accumulated else "makes steps of about as many"
     return f"data.batch_size={smaller} trainer.accumulate={accumulate} fits, and {alike}"

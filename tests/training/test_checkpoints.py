@@ -135,11 +135,11 @@ def test_a_loss_scale_goes_on_where_it_was_and_the_steps_it_skips_are_no_diverge
     def scaling(**options: Any) -> pl.Trainer:
         # so far up that the first steps are skipped
         scalers.append(torch.amp.GradScaler("cpu", init_scale=2.0**24, growth_interval=3))
-        plugins = [*options.pop("plugins"), MixedPrecision(options.pop("precision"), "cpu", scalers[-1])]
-        return quiet_trainer(plugins=plugins, **options)
+        del options["precision"]
+        return quiet_trainer(plugins=[MixedPrecision("16-mixed", "cpu", scalers[-1])], **options)
 
     monkeypatch.setattr(layers, "quiet_trainer", scaling)
-    words = ["train", f"data.root={two_dozen}", *WORDS, "trainer.precision=16-mixed"]
+    words = ["train", f"data.root={two_dozen}", *WORDS]
     assert run([*words, f"output={tmp_path / 'whole'}"]) == 0
     assert scalers[0].get_scale() < 2.0**24
     with monkeypatch.context() as patched:

@@ -13,6 +13,9 @@ from finetune.training.module import FineTuner
 from tests.conftest import TINY, paint_folder
 
 WORDS = (*TINY, "augment=none", "trainer.max_epochs=2", "trainer.accelerator=cpu")
+NONE = (
+    "no smaller batch fits; choose a smaller data.image_size or model.backbone, or trainer.gradient_checkpointing=true"
+)
 CUDA = "CUDA out of memory. Tried to allocate 2.00 GiB."
 
 
@@ -42,8 +45,8 @@ def room_for(monkeypatch: pytest.MonkeyPatch, photos: int, epoch: int = 0) -> No
     [
         ((16, 1), 5, "data.batch_size=4 trainer.accumulate=4 fits, and makes the same steps"),
         ((11, 2), 5, "data.batch_size=4 trainer.accumulate=6 fits, and makes steps of about as many"),
-        ((8, 1), 1, "no smaller batch fits; choose a smaller data.image_size or model.backbone"),
-        ((2, 4), 1, "no smaller batch fits; choose a smaller data.image_size or model.backbone"),
+        ((8, 1), 1, NONE),
+        ((2, 4), 1, NONE),
     ],
 )
 def test_where_memory_runs_out_a_batch_that_fits_is_named(
