@@ -2,7 +2,7 @@
 
 python benchmarks/peers/timm_loop.py PHOTOS WEIGHTS.pth EPOCHS SEED
 
-Everything trains: AdamW, one cycle of cosine, timm's own training and test transforms. The last epoch is what is tested.
+Everything trains: AdamW, a cosine to zero, timm's own training and test transforms. The last epoch is tested.
 """
 
 from __future__ import annotations
