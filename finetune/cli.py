@@ -159,7 +159,9 @@ def _execute(name: str, values: dict[str, Any]) -> None:
     parsed = parse(command.schema, values)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("finetune").setLevel(logging.INFO)
-    print(importlib.import_module(command.module).main(parsed), flush=True)
+    # a process that trains beside another one has nothing to say
+    if said := importlib.import_module(command.module).main(parsed):
+        print(said, flush=True)
 
 
 def _of_this_job(values: dict[str, Any]) -> dict[str, Any]:

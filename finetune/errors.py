@@ -2,6 +2,7 @@
 
 FinetuneError        the input or the configuration is wrong: message, exit code 2
 ├── AddressError     nothing can be read at an address
+├── ProcessError     another process of the same training died: message, exit code 1
 ├── ParityError      the exported file answers differently: message, exit code 1
 └── ImageError       bytes that are no readable image: a skipped photo in training, 422 from the server
 """
@@ -24,6 +25,12 @@ class AddressError(FinetuneError):
 
 class ParityError(FinetuneError):
     """The exported model does not answer as the trained one did."""
+
+    exit_code = 1
+
+
+class ProcessError(FinetuneError):
+    """Another process of the same training died without a word."""
 
     exit_code = 1
 

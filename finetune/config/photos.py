@@ -91,8 +91,9 @@ class DataConfig(SourceConfig):
         description="squash: scale both sides, all of the photo stays visible; crop: keep the shape, cut the centre"
     )
     batch_size: Literal["auto"] | Annotated[int, Field(ge=2)] = Field(
-        description="photos per training step, at least two, as batch norm needs; auto: the largest power of two that "
-        "fits the memory, up to 1024 on a GPU and 64 on a CPU, and an eighth of the photos"
+        description="photos per training step, of all processes together; at least two for each, as batch norm needs; "
+        "auto: the largest power of two that fits the memory of one, up to 1024 on a GPU and 64 on a CPU, and an "
+        "eighth of the photos"
     )
     cache: Literal["none", "ram", "disk"] = Field(
         description="where decoded photos are kept, for partial and full: in memory, or in the run folder until it ends"

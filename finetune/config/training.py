@@ -210,6 +210,16 @@ class TrainerConfig(Section):
         description="optimizer.learning_rate=auto: most steps of the search; it ends where training diverges"
     )
     accelerator: Literal["auto", "cpu", "gpu"] = Field(description="where training runs; auto: a GPU if there is one")
+    devices: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
+        description="processes that train together on this machine, each on a GPU of its own or on the CPU; auto: all "
+        "GPUs, one process on a CPU, and under torchrun or srun as many as it started"
+    )
+    num_nodes: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
+        description="machines that train together; auto: as many as torchrun or srun started, else one"
+    )
+    strategy: Literal["auto", "ddp", "fsdp"] = Field(
+        description="several processes: ddp: the whole network in each; fsdp: divided among them; auto: ddp"
+    )
     accumulate: Annotated[int, Field(ge=1)] = Field(
         description="batches whose gradients make one step, where one large batch would need too much memory"
     )

@@ -5,21 +5,24 @@ from __future__ import annotations
 import signal
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from math import ceil
+from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from finetune.data.augmentation import Augmentation
 from finetune.data.manifest import Manifest, Photo
-from finetune.data.sampling import BalancedShuffle, EpochShuffle, Place, Sampling
+from finetune.data.sampling import BalancedShuffle, EpochShuffle, Place, Sampling, Share, SharedBatches
 from finetune.data.splits import Split
 from finetune.parallel import usable_cores
 from finetune.preprocess import Pixels
 
 MOST_WORKERS = 8
+ALL = Share()
 
 
 class PlainPhotos(Dataset[tuple[Tensor, int]]):
@@ -69,13 +72,23 @@ class PhotoData(pl.LightningDataModule):
         num_workers: int | str,
         seed: int,
         sampling: Sampling = "shuffled",
+        share: Share = ALL,
     ) -> None:
-        """pixels: the photos of train at the stage of the augmentation, those of val as the server will see them."""
+        """pixels: the photos of train at the stage of the augmentation, those of val as the server will see them.
+
+        batch_size: photos of a step, of which this process takes its share.
+        """
         super().__init__()
         self.manifest, self.pixels, self.augmentation = manifest, pixels, augmentation
-        self.batch_size, self.seed, self.sampling = batch_size, seed, sampling
-        self.num_workers = min(usable_cores(), MOST_WORKERS) if isinstance(num_workers, str) else num_workers
+        self.batch_size, self.seed, self.sampling, self.share = batch_size, seed, sampling, share
+        self.num_workers = loading_workers(num_workers)
         self.position = (0, 0)
+
+    def of(self, share: Share, num_workers: int | None = None) -> PhotoData:
+        """Return the same photos for one of several processes."""
+        workers = self.num_workers if num_workers is None else num_workers
+        taken = (self.manifest, self.pixels, self.augmentation, self.batch_size, workers, self.seed, self.sampling)
+        return PhotoData(*taken, share)
 
     def state_dict(self) -> dict[str, int]:
         epoch, batch = self.position
@@ -92,15 +105,18 @@ class PhotoData(pl.LightningDataModule):
             return BalancedShuffle(targets, self.seed)
         return EpochShuffle(len(targets), self.seed)
 
+    @cached_property
+    def batches(self) -> SharedBatches:
+        """The training photos of each batch."""
+        return SharedBatches(self.sampler, self.batch_size, self.share)
+
     def train_dataloader(self) -> DataLoader[tuple[Tensor, int]]:
         targets = self.manifest.targets(self.manifest.of("train"))
         dataset = DistortedPhotos(self.pixels["train"], targets, self.augmentation, self.seed)
         epoch, batch = self.position
         # here and not by Lightning, which has workers load before it says which epoch it is
         self.sampler.resume(epoch, batch * self.batch_size)
-        # A last batch of one photo would give batch norm no variance to work with.
-        drop_last = len(self.sampler) % self.batch_size == 1 and len(self.sampler) > self.batch_size
-        return self._loader(dataset, sampler=self.sampler, drop_last=drop_last)
+        return self._loader(dataset, batch_sampler=self.batches)
 
     def photos_of(self, epoch: int, batch: int) -> list[Photo]:
         """Return the photos of a training batch, in its order; epoch and batch are counted from 0."""
@@ -111,24 +127,26 @@ class PhotoData(pl.LightningDataModule):
 
     def val_dataloader(self) -> DataLoader[tuple[Tensor, int]]:
         photos = self.manifest.of("val")
-        return self._loader(PlainPhotos(self.pixels["val"], self.manifest.targets(photos)))
+        dataset = PlainPhotos(self.pixels["val"], self.manifest.targets(photos))
+        own = Subset(dataset, self.share.all_of(len(photos)))
+        return self._loader(own, batch_size=ceil(self.batch_size / self.share.size))
 
-    def _loader(
-        self,
-        dataset: Dataset[tuple[Tensor, int]],
-        sampler: Sampler[Place] | None = None,
-        drop_last: bool = False,
-    ) -> DataLoader[tuple[Tensor, int]]:
+    def _loader(self, dataset: Dataset[tuple[Tensor, int]], **batching: Any) -> DataLoader[tuple[Tensor, int]]:
         return DataLoader(
             dataset,
-            batch_size=self.batch_size,
-            sampler=sampler,
-            drop_last=drop_last,
             num_workers=self.num_workers,
             worker_init_fn=_leave_signals_to_the_parent,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
+            **batching,
         )
+
+
+def loading_workers(configured: int | str, loaders: int = 1) -> int:
+    """Return how many processes load photos for each of the loaders that share this machine."""
+    if isinstance(configured, str):
+        return max(1, min(usable_cores() // loaders, MOST_WORKERS))
+    return configured
 
 
 def _leave_signals_to_the_parent(_: int) -> None:

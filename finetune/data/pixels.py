@@ -85,7 +85,11 @@ class Mapped(Sequence[Pixels]):
     def __init__(self, path: Path, shapes: NDArray[np.int64]) -> None:
         self.shapes = shapes
         self.ends = np.cumsum(3 * shapes.prod(axis=1))
-        self.flat = np.memmap(path, dtype=np.uint8, mode="r")
+        self.path, self.flat = path, np.memmap(path, dtype=np.uint8, mode="r")
+
+    def __reduce__(self) -> tuple[type[Mapped], tuple[Path, NDArray[np.int64]]]:
+        # another process maps the file too; numpy would send it all of the pixels
+        return Mapped, (self.path, self.shapes)
 
     def __len__(self) -> int:
         return len(self.shapes)

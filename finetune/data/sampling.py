@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from typing import Literal
+from math import ceil
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import Sampler
+
+from finetune.errors import FinetuneError
 
 Sampling = Literal["shuffled", "balanced"]
 # epoch, number of the photo, how often it was drawn before in this epoch
@@ -73,3 +76,63 @@ class BalancedShuffle(EpochShuffle):
     def _draw(self, members: NDArray[np.int64], generator: np.random.Generator) -> NDArray[np.int64]:
         rounds = -(-self.per_class // len(members))
         return np.concatenate([generator.permutation(members) for _ in range(rounds)])[: self.per_class]
+
+
+class Share(NamedTuple):
+    """The part of every batch that one of several processes takes: number `rank` of `size`."""
+
+    rank: int = 0
+    size: int = 1
+
+    def of(self, photos: int) -> list[int]:
+        """Return the places of a batch that are this process's, in order.
+
+        They are dealt out in the pairs that `BatchMixing` blends, first with last and so on, so that a process finds
+        the partners of its photos among its own; in an odd batch the second is also the first one's.
+        """
+        odd = photos % 2
+        pairs = [{place, photos - 1 + odd - place} for place in range(odd, (photos + odd) // 2)]
+        if odd:
+            pairs = [{0}.union(*pairs[:1]), *pairs[1:]]
+        return sorted(set[int]().union(*pairs[self.rank :: self.size]))
+
+    def all_of(self, photos: int) -> list[int]:
+        """Return which photos of a whole split are this process's: every `size`-th, and as many for all of them.
+
+        Where they do not come out even, the first ones come again at the end.
+        """
+        return [(self.rank + number) % photos for number in range(0, photos, self.size)]
+
+
+class SharedBatches(Sampler[list[Place]]):
+    """Batches of a sampler's photos, of each of which a process takes its share.
+
+    A last batch that has not two photos for every process is left out: batch norm would have no variance to work with.
+    """
+
+    def __init__(self, sampler: EpochShuffle, batch_size: int, share: Share) -> None:
+        """batch_size: photos of all processes together."""
+        least = 2 * share.size
+        if batch_size < least and share.size > 1:
+            raise FinetuneError(
+                f"data.batch_size={batch_size} is less than 2 photos for each of {share.size} processes"
+            )
+        if share.size > 1 and len(sampler) < least:
+            raise FinetuneError(f"{len(sampler)} training photos are too few for {share.size} processes; use fewer")
+        self.sampler, self.batch_size, self.share = sampler, batch_size, share
+        rest = len(sampler) % batch_size
+        self.left_out = rest if 0 < rest < least and len(sampler) > batch_size else 0
+
+    def photos(self, number: int) -> int:
+        """Return how many photos batch `number` of an epoch, from 0, has in all processes."""
+        return min(self.batch_size, len(self.sampler) - number * self.batch_size)
+
+    def __len__(self) -> int:
+        return ceil((len(self.sampler) - self.left_out) / self.batch_size)
+
+    def __iter__(self) -> Iterator[list[Place]]:
+        places = list(self.sampler)
+        places = places[: len(places) - self.left_out]
+        for first in range(0, len(places), self.batch_size):
+            batch = places[first : first + self.batch_size]
+            yield [batch[place] for place in self.share.of(len(batch))]

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 import pytorch_lightning as pl
 
-from finetune.training.deadline import Clock
+from finetune.training.deadline import Timer
 from finetune.training.fitted import Metrics
 
 log = logging.getLogger(__name__)
@@ -19,7 +19,7 @@ MEASURED = ("train_loss", "val_loss", "val_accuracy", "val_balanced_accuracy")
 class StopInTime(pl.Callback):
     """Ends training, after a last validation, when its time is over."""
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Timer) -> None:
         self.clock = clock
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: object) -> None:

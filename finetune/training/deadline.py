@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass
+from typing import Protocol
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,13 @@ class Deadline:
     @property
     def left_s(self) -> float:
         return self.at - time.monotonic()
+
+
+class Timer(Protocol):
+    """Something that tells how much of a stretch of time is over, from 0 to 1 and beyond."""
+
+    @property
+    def share(self) -> float: ...
 
 
 @dataclass(frozen=True)

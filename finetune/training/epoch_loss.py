@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 
 
 class EpochLoss:
-    """A mean over the photos of an epoch so far; `sums` (2,) is all of its state: of the losses, and of the photos."""
+    """A mean over the photos of an epoch so far, those of all processes.
+
+    sums: (2,), of this process's losses and photos; `total` is all of the state, which one process has to go on from.
+    """
 
     def __init__(self) -> None:
         self.sums = torch.zeros(2, dtype=torch.float64)
@@ -20,5 +23,13 @@ class EpochLoss:
     def restart(self) -> None:
         self.sums = torch.zeros_like(self.sums)
 
-    def mean(self) -> Tensor:
-        return (self.sums[0] / self.sums[1]).float()
+    def total(self, device: torch.device) -> Tensor:
+        """device: where processes can add up."""
+        total = self.sums.to(device, copy=True)
+        if distributed.is_initialized():
+            distributed.all_reduce(total)
+        return total
+
+    def mean(self, device: torch.device) -> Tensor:
+        total = self.total(device)
+        return (total[0] / total[1]).float()

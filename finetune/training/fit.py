@@ -10,8 +10,6 @@ import logging
 import time
 from dataclasses import replace
 
-import torch
-
 from finetune.config import FreezeConfig, TrainConfig
 from finetune.data.manifest import Manifest
 from finetune.models.allocator import keep_freed_memory
@@ -24,6 +22,7 @@ from finetune.training.fitted import Fitted
 from finetune.training.head_only import fit_head, probed_start, save_checkpoints
 from finetune.training.imbalance import Handling, choose_handling
 from finetune.training.layers import fit_layers
+from finetune.training.processes import Processes
 from finetune.training.search import RESERVE_S, Found, Search, search_heads
 from finetune.training.settling import require_used, settle_image_size
 from finetune.training.start import Start, fresh_start
@@ -41,7 +40,7 @@ def fit(
     spec: BackboneSpec,
     manifest: Manifest,
     run: Run,
-    device: torch.device,
+    processes: Processes,
     deadline: Deadline,
     watch: Watch,
 ) -> Fitted:
@@ -53,12 +52,13 @@ def fit(
     if mode in ("partial", "full", "gradual"):
         start = fresh_start(config, spec, manifest)
         clock = Clock(time.monotonic(), deadline.at - RESERVE_S) if deadline.is_set else None
-        return fit_layers(config, depth, _handling(config, depth, manifest), start, manifest, run, device, watch, clock)
+        handling = _handling(config, depth, manifest)
+        return fit_layers(config, depth, handling, start, manifest, run, processes, watch, clock)
     components = colour_pca(config.augment, manifest, run) if config.probe.views else None
     handling = _handling(config, "head", manifest)
-    found = search_heads(Search(config, handling, manifest, device, deadline, watch, components))
+    found = search_heads(Search(config, handling, manifest, processes.device, deadline, watch, components))
     head = fit_head(found)
-    layers = _fit_further(found, head, depth, run)
+    layers = _fit_further(found, head, depth, run, processes)
     if layers is None:
         save_checkpoints(found, head.classifier, run, "best.ckpt", "last.ckpt")
         return head
@@ -82,7 +82,7 @@ def depth_for(freeze: FreezeConfig, training_photos: int, deadline: Deadline) ->
     return "head" if training_photos < freeze.head_below else "partial"
 
 
-def _fit_further(found: Found, head: Fitted, depth: Depth, run: Run) -> Fitted | None:
+def _fit_further(found: Found, head: Fitted, depth: Depth, run: Run, processes: Processes) -> Fitted | None:
     """Train layers from the head on, where the data and the time allow it; None where they do not."""
     search = found.attempt.search
     config, manifest = search.config, search.manifest
@@ -98,7 +98,7 @@ def _fit_further(found: Found, head: Fitted, depth: Depth, run: Run) -> Fitted |
     # the best so far is on disk, whatever happens from here on
     run.save_weights(head.classifier)
     handling = _handling(config, depth, manifest)
-    layers = fit_layers(config, depth, handling, start, manifest, run, search.device, search.watch, clock)
+    layers = fit_layers(config, depth, handling, start, manifest, run, processes, search.watch, clock)
     log.info(
         "fine-tuned from the head: validation accuracy %.1f %% (loss %.3f), before %.1f %% (%.3f)",
         *(100 * layers.judged.accuracy, layers.judged.loss),

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import logging
 import shutil
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint, RichProgressBar
 from torch import Tensor
 
 from finetune.config import TrainConfig
@@ -25,27 +22,22 @@ from finetune.models.allocator import keep_freed_memory
 from finetune.models.classifier import Classifier
 from finetune.models.freezing import Depth, apply_freezing, decay_per_depth, plan_freezing
 from finetune.run import Run
-from finetune.training.averaging import MovingAverage
 from finetune.training.batch_size import TrainingStep, settle_batch_size
-from finetune.training.callbacks import EpochRows, StopInTime
-from finetune.training.checkpointing import StatisticsOnce, checkpoint_gradients
-from finetune.training.checkpoints import LastCheckpoint
+from finetune.training.checkpointing import checkpoint_gradients
 from finetune.training.colours import colour_pca
-from finetune.training.compiling import CompiledPhases, compiled
 from finetune.training.deadline import Clock
-from finetune.training.divergence import FiniteLoss
-from finetune.training.first_batch import FirstBatch
 from finetune.training.fitted import Fitted
 from finetune.training.imbalance import Handling
 from finetune.training.mixing import configured_mixing
-from finetune.training.module import FineTuner, quiet_trainer
+from finetune.training.out_of_memory import advise_batch
 from finetune.training.plan_table import describe_plan
 from finetune.training.probe import fit_temperature
-from finetune.training.randomness import SeededBatches
+from finetune.training.processes import Processes
 from finetune.training.rate_finder import settle_learning_rate
-from finetune.training.resuming import fit_or_resume
 from finetune.training.settling import settle_epochs
-from finetune.training.soup import Ingredients, stir
+from finetune.training.share import train_share
+from finetune.training.soup import stir
+from finetune.training.spread import fine_tuner_for
 from finetune.training.start import Start
 from finetune.training.watching import Watch
 
@@ -59,7 +51,7 @@ def fit_layers(
     start: Start,
     manifest: Manifest,
     run: Run,
-    device: torch.device,
+    processes: Processes,
     watch: Watch,
     clock: Clock | None = None,
 ) -> Fitted:
@@ -67,7 +59,7 @@ def fit_layers(
 
     clock: the time there is; the learning rate falls with it.
     """
-    last = LastCheckpoint(run.checkpoints / "last.ckpt", config.trainer.checkpoint_minutes)
+    device = processes.device
     classifier, preprocessing = start.classifier, start.preprocessing
     if config.trainer.gradient_checkpointing:
         checkpoint_gradients(classifier, start.spec.name)
@@ -87,28 +79,28 @@ def fit_layers(
         config.seed,
         handling.sampling,
     )
-    config = settle_epochs(config, len(manifest.of("train")), len(data.train_dataloader()))
-    rows = EpochRows(lambda rows: watch.update([*start.rows, *rows]))
-    first = FirstBatch(run.path / "augmented.png", manifest.classes, watch.show)
-    best = ModelCheckpoint(run.checkpoints, filename="best", monitor="val_loss", enable_version_counter=False)
-    # before the last checkpoint is written, which holds what they have
-    ingredients = Ingredients(run.ingredients, config.trainer.soup)
+    config = settle_epochs(config, len(manifest.of("train")), len(data.of(processes.share).batches))
     mixing = configured_mixing(config.augment, len(manifest.of("train")), len(manifest.classes), config.seed)
     targets = manifest.targets(manifest.of("train"))
     loss = handling.training_loss(targets, len(manifest.classes), config.trainer.label_smoothing)
-    module = FineTuner(classifier, plan, config.optimizer, config.schedule, loss, handling.judge, mixing, clock)
+    kind = fine_tuner_for(config.trainer.strategy, processes)
+    module = kind(classifier, plan, config.optimizer, config.schedule, loss, handling.judge, mixing, clock)
     config = settle_learning_rate(config, module, data, device, run)
     log.info(describe_plan(plan, config.optimizer.peak))
     module.optimizer_config = config.optimizer
-    if config.trainer.compile:
-        module.answer = compiled(classifier, device)
-    callbacks = [SeededBatches(config.seed), FiniteLoss(config), first, rows, *_optional(config, device, ingredients)]
-    callbacks += [] if clock is None else [StopInTime(clock)]
-    trainer = _trainer(config, run, device, [*callbacks, best, last])
-    fit_or_resume(trainer, module, data, last.path, step)
+    trained = processes.run(
+        train_share,
+        config,
+        module,
+        data,
+        run,
+        advise=lambda: advise_batch(step, data.batch_size, config.trainer.accumulate),
+        update=lambda rows: watch.update([*start.rows, *rows]),
+        show=watch.show,
+    )
     if run.pixels.exists():
         shutil.rmtree(run.pixels)
-    _load_best(classifier, Path(best.best_model_path), plan.ever)
+    _load_best(classifier, trained.best, plan.ever)
     classifier.to(device)
 
     def score(photos: Sequence[Photo]) -> Tensor:
@@ -117,7 +109,7 @@ def fit_layers(
     val = manifest.of("val")
     targets = manifest.targets(val)
     epochs = (
-        stir(classifier, ingredients.ranked(), lambda: handling.judge(score(val), torch.tensor(targets)))
+        stir(classifier, trained.ingredients, lambda: handling.judge(score(val), torch.tensor(targets)))
         if config.trainer.soup > 1
         else ()
     )
@@ -134,39 +126,11 @@ def fit_layers(
         judged=judged,
         val_logits=logits,
         trainable_parameters=sum(p.numel() for name, p in classifier.named_parameters() if name in plan.ever),
-        photos_seen=len(manifest.of("train")) * len(rows.rows),
-        metrics=[*start.rows, *rows.rows],
+        photos_seen=len(manifest.of("train")) * len(trained.rows),
+        metrics=[*start.rows, *trained.rows],
         score=score,
-        earlier_s=last.earlier_s,
+        earlier_s=trained.earlier_s,
         soup_epochs=epochs,
-    )
-
-
-def _optional(config: TrainConfig, device: torch.device, ingredients: Ingredients) -> Iterator[Callback]:
-    """Give what the configuration switches on."""
-    if config.trainer.ema_decay is not None:
-        yield MovingAverage(config.trainer.ema_decay, device)
-    if config.trainer.patience is not None:
-        yield EarlyStopping("val_loss", patience=config.trainer.patience)
-    if config.trainer.soup > 1:
-        yield ingredients
-    if config.trainer.gradient_checkpointing:
-        yield StatisticsOnce()
-    if config.trainer.compile:
-        yield CompiledPhases()
-
-
-def _trainer(config: TrainConfig, run: Run, device: torch.device, callbacks: list[Callback]) -> pl.Trainer:
-    on_terminal = sys.stderr.isatty()
-    return quiet_trainer(
-        max_epochs=config.trainer.max_epochs,
-        accelerator="gpu" if device.type == "cuda" else "cpu",
-        precision=config.trainer.precision,
-        accumulate_grad_batches=config.trainer.accumulate,
-        gradient_clip_val=config.trainer.clip_norm,
-        callbacks=[*callbacks, RichProgressBar()] if on_terminal else callbacks,
-        enable_progress_bar=on_terminal,
-        default_root_dir=run.path,
     )
 
 

@@ -20,7 +20,7 @@ from finetune.errors import FinetuneError
 from finetune.models.classifier import Classifier
 from finetune.models.freezing import FreezingPlan, apply_freezing, keep_statistics
 from finetune.training.checkpoints import WholeFiles
-from finetune.training.deadline import Clock
+from finetune.training.deadline import Timer
 from finetune.training.epoch_loss import EpochLoss
 from finetune.training.imbalance import Judgement
 from finetune.training.loss import ClassificationLoss
@@ -33,10 +33,13 @@ Batch = tuple[Tensor, Tensor]
 
 
 def quiet_trainer(**options: Any) -> pl.Trainer:
-    """Return a Trainer on one device that keeps Lightning's greetings to itself and writes whole checkpoints."""
+    """Return a Trainer that keeps Lightning's greetings to itself and writes whole checkpoints; on one device if not
+    told otherwise.
+    """
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     options["plugins"] = [WholeFiles(), *options.get("plugins", ())]
-    return pl.Trainer(devices=1, enable_model_summary=False, logger=False, num_sanity_val_steps=0, **options)
+    quietly = {"devices": 1, "enable_model_summary": False, "logger": False, "num_sanity_val_steps": 0}
+    return pl.Trainer(**quietly | options)
 
 
 @contextmanager
@@ -68,7 +71,7 @@ class FineTuner(pl.LightningModule):
         loss: ClassificationLoss,
         judge: Callable[[Tensor, Tensor], Judgement],
         mixing: BatchMixing | None = None,
-        clock: Clock | None = None,
+        clock: Timer | None = None,
     ) -> None:
         super().__init__()
         self.classifier, self.plan, self.mixing = classifier, plan, mixing
@@ -95,10 +98,11 @@ class FineTuner(pl.LightningModule):
         self.epoch_loss.restart()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["epoch_loss"] = self.epoch_loss.sums
+        checkpoint["epoch_loss"] = self.epoch_loss.total(self.device)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.epoch_loss.sums = checkpoint["epoch_loss"]
+        # counted once, whatever the number of processes
+        self.epoch_loss.sums = checkpoint["epoch_loss"] * (self.global_rank == 0)
 
     def _freeze(self) -> None:
         # from the configuration and not from a checkpoint, so that a resumed run is frozen as it was
@@ -131,7 +135,7 @@ class FineTuner(pl.LightningModule):
                 f"lower optimizer.learning_rate ({self.optimizer_config.peak:g})"
             )
         measured: dict[str, float | Tensor] = {
-            "train_loss": self.epoch_loss.mean(),
+            "train_loss": self.epoch_loss.mean(self.device),
             "val_loss": judged.loss,
             "val_accuracy": judged.accuracy,
             "val_balanced_accuracy": judged.balanced_accuracy,

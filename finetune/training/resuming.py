@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 import pytorch_lightning as pl
@@ -12,23 +13,23 @@ from pytorch_lightning.utilities.memory import garbage_collection_cuda
 from finetune.data.datamodule import PhotoData
 from finetune.errors import FinetuneError
 from finetune.models.allocator import return_freed_memory
-from finetune.training.batch_size import TrainingStep
 from finetune.training.module import FineTuner, quietly
-from finetune.training.out_of_memory import advise_batch, memory_ran_out
+from finetune.training.out_of_memory import memory_ran_out
 
 log = logging.getLogger(__name__)
 
 
-def fit_or_resume(trainer: pl.Trainer, module: FineTuner, data: PhotoData, last: Path, step: TrainingStep) -> None:
+def fit_or_resume(
+    trainer: pl.Trainer, module: FineTuner, data: PhotoData, last: Path, advise: Callable[[], str]
+) -> None:
     """Train, from a checkpoint on if there is one.
 
-    step: what memory is to suffice for. Raises FinetuneError where the checkpoint is damaged, and with a batch that
-    fits where memory runs out.
+    Raises FinetuneError where the checkpoint is damaged, and with advice on the batch where memory runs out.
     """
     with quietly():
         for left in last.parent.glob(f".*{last.suffix}"):
             # a process was killed while it wrote this
-            left.unlink()
+            left.unlink(missing_ok=True)
         try:
             if last.is_file():
                 _require_whole(last)
@@ -45,7 +46,7 @@ def fit_or_resume(trainer: pl.Trainer, module: FineTuner, data: PhotoData, last:
     # not in the handler, where the error still holds what the step had made
     garbage_collection_cuda()
     return_freed_memory()
-    advice = advise_batch(step, data.batch_size, trainer.accumulate_grad_batches)
+    advice = advise()
     elsewhere = " (with another output=, as this one has checkpoints)" if last.is_file() else ""
     raise FinetuneError(
         f"memory does not suffice for batches of {data.batch_size} photos: {advice}{elsewhere}\n{reason}"

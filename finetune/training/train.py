@@ -30,9 +30,11 @@ from finetune.training.fit import fit
 from finetune.training.fitted import Fitted
 from finetune.training.optimizer import require_known_optimizer
 from finetune.training.precision import require_precision
+from finetune.training.processes import Processes
 from finetune.training.sparsity import zero_share
 from finetune.training.tracking import require_loggers
 from finetune.training.watching import watching
+from finetune.training.world import describe_world
 
 log = logging.getLogger(__name__)
 
@@ -42,17 +44,22 @@ def main(config: TrainConfig) -> str:
     spec = describe_backbone(config.model.backbone)
     require_known_optimizer(config.optimizer.name)
     require_loggers(config.logger)
+    device = _device(config.trainer.accelerator)
+    processes = Processes(describe_world(config, device), device)
+    if processes.world.rank:
+        return processes.serve()
     run = Run(config.output)
-    # bad photos are reported before a folder is made, and a finished run needs none
-    audited = None if run.config.is_file() else _audit(config)
-    with run.claimed():
-        if run.begin(config):
-            finished = FinishedRun(run.path)
-            return f"already finished: {run.path}\n{summarise(finished.result)}{_changed_since(finished)}"
-        return _train(config, spec, audited or _audit(config), run)
+    with processes:
+        # bad photos are reported before a folder is made, and a finished run needs none
+        audited = None if run.config.is_file() else _audit(config)
+        with run.claimed():
+            if run.begin(config):
+                finished = FinishedRun(run.path)
+                return f"already finished: {run.path}\n{summarise(finished.result)}{_changed_since(finished)}"
+            return _train(config, spec, audited or _audit(config), run, processes)
 
 
-def _train(config: TrainConfig, spec: BackboneSpec, audited: Audit, run: Run) -> str:
+def _train(config: TrainConfig, spec: BackboneSpec, audited: Audit, run: Run, processes: Processes) -> str:
     manifest = audited.manifest
     if run.manifest.is_file() and run.checkpoints.exists():
         before = Manifest.load(run.manifest, manifest.store)
@@ -68,11 +75,10 @@ def _train(config: TrainConfig, spec: BackboneSpec, audited: Audit, run: Run) ->
         log.info("what was found in the photos: %s", page)
     started = time.monotonic()
     pl.seed_everything(config.seed, workers=True, verbose=False)
-    device = _device(config.trainer.accelerator)
-    require_precision(config.trainer.precision, device)
+    require_precision(config.trainer.precision, processes.device)
     deadline = Deadline.after(config.began, config.budget_minutes)
     with watching(config, run) as watch:
-        fitted = fit(config, spec, manifest, run, device, deadline, watch)
+        fitted = fit(config, spec, manifest, run, processes, deadline, watch)
         watch.update(fitted.metrics)
         seconds = fitted.earlier_s + time.monotonic() - started
         result = _finish(config, manifest, run, fitted, seconds)

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -60,7 +59,7 @@ def epochs(module: PhotoData, count: int) -> list[list[tuple[Tensor, Tensor]]]:
     loader = module.train_dataloader()
     batches = []
     for epoch in range(count):
-        loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
+        module.sampler.set_epoch(epoch)
         batches.append([(pixels, targets) for pixels, targets in loader])
     return batches
 
@@ -175,7 +174,7 @@ def test_the_last_batch_is_never_one_photo(batch_size: int, sizes: list[int], ma
 def test_the_photo_that_a_last_batch_of_one_leaves_out_changes(manifest: Manifest) -> None:
     left_out = set()
     for epoch in range(20):
-        sampler: Any = data(manifest, batch_size=11).train_dataloader().sampler
+        sampler = data(manifest, batch_size=11).sampler
         sampler.set_epoch(epoch)
         left_out.add(list(sampler)[-1][1])
     assert len(left_out) > 5
@@ -236,9 +235,9 @@ def test_a_loader_begins_where_a_run_was_interrupted(num_workers: int, manifest:
     loader = module.train_dataloader()
     # as Lightning does: the workers begin to load before they are told the epoch
     batches = iter(loader)
-    loader.sampler.set_epoch(1)  # type: ignore[attr-defined]
+    module.sampler.set_epoch(1)
     assert same(list(batches), whole[1][2:])
-    loader.sampler.set_epoch(2)  # type: ignore[attr-defined]
+    module.sampler.set_epoch(2)
     assert same(list(loader), whole[2])
 
 

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from itertools import chain
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finetune.data.sampling import BalancedShuffle, EpochShuffle, Place
+from finetune.data.sampling import BalancedShuffle, EpochShuffle, Place, Share, SharedBatches
+from finetune.errors import FinetuneError
 
 
 def places(sampler: EpochShuffle, epoch: int) -> list[Place]:
@@ -71,3 +73,51 @@ def test_an_epoch_goes_on_after_the_places_that_were_taken_and_the_next_one_is_w
     assert list(again) == whole[0][8:]
     assert places(again, 4) == whole[1]
     assert len(again) == 20
+
+
+@given(photos=st.integers(1, 80), size=st.integers(1, 6))
+def test_shares_of_a_batch_are_all_of_it_and_hold_the_partners_that_mixing_blends(photos: int, size: int) -> None:
+    shares = [Share(rank, size).of(photos) for rank in range(size)]
+    assert sorted(place for share in shares for place in share) == list(range(photos))
+    # as BatchMixing pairs them: the first of an odd batch with the second
+    partner = {place: photos - 1 - place for place in range(photos)}
+    if photos % 2:
+        partner = {place: photos - place for place in range(1, photos)} | {0: 1 % photos}
+    for share in shares:
+        assert share == sorted(share)
+        for number, place in enumerate(share):
+            odd = len(share) % 2
+            among_its_own = share[1 % len(share)] if odd and number == 0 else share[len(share) - 1 - number + odd]
+            assert among_its_own == partner[place]
+    assert max(map(len, shares)) - min(map(len, shares)) <= 3
+
+
+@given(photos=st.integers(12, 90), batch_size=st.integers(6, 40), size=st.integers(1, 3), taken=st.integers(0, 1))
+def test_processes_draw_together_what_one_draws(photos: int, batch_size: int, size: int, taken: int) -> None:
+    def drawn(rank: int, size: int) -> list[list[Place]]:
+        sampler = EpochShuffle(photos, seed=1)
+        sampler.resume(3, taken * batch_size)
+        batches = SharedBatches(sampler, batch_size, Share(rank, size))
+        assert len(batches) == len(list(batches)) + taken * (len(batches) > 0)
+        return list(batches)
+
+    together = [sorted(chain(*shares)) for shares in zip(*(drawn(rank, size) for rank in range(size)), strict=True)]
+    alone = [sorted(batch) for batch in drawn(0, 1)]
+    assert together == alone[: len(together)]
+    # what is left out has not two photos for each
+    assert sum(len(batch) for batch in alone[len(together) :]) < 2 * size
+    sizes = SharedBatches(EpochShuffle(photos, seed=1), batch_size, Share(0, size))
+    assert [len(batch) for batch in together] == [sizes.photos(number) for number in range(taken, len(sizes))]
+
+
+@given(photos=st.integers(1, 40), size=st.integers(1, 6))
+def test_every_process_has_as_many_photos_of_a_split_and_in_turn_they_are_the_split(photos: int, size: int) -> None:
+    shares = [Share(rank, size).all_of(photos) for rank in range(size)]
+    assert len({len(share) for share in shares}) == 1
+    in_turn = [number for row in zip(*shares, strict=True) for number in row]
+    assert in_turn[:photos] == list(range(photos))
+
+
+def test_fewer_photos_than_two_for_each_process_are_refused() -> None:
+    with pytest.raises(FinetuneError, match="7 training photos are too few for 4 processes"):
+        SharedBatches(EpochShuffle(7, seed=0), 8, Share(0, 4))

@@ -16,7 +16,7 @@ import torch
 from pytorch_lightning.plugins import MixedPrecision
 
 from finetune.cli import run
-from finetune.training import checkpoints, layers
+from finetune.training import checkpoints, share
 from finetune.training.module import FineTuner, quiet_trainer
 from tests.conftest import TINY, paint_folder
 from tests.training.random_kills import command, kill_often, outcome
@@ -138,7 +138,7 @@ def test_a_loss_scale_goes_on_where_it_was_and_the_steps_it_skips_are_no_diverge
         del options["precision"]
         return quiet_trainer(plugins=[MixedPrecision("16-mixed", "cpu", scalers[-1])], **options)
 
-    monkeypatch.setattr(layers, "quiet_trainer", scaling)
+    monkeypatch.setattr(share, "quiet_trainer", scaling)
     words = ["train", f"data.root={two_dozen}", *WORDS]
     assert run([*words, f"output={tmp_path / 'whole'}"]) == 0
     assert scalers[0].get_scale() < 2.0**24
