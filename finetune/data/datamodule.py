@@ -83,6 +83,7 @@ class PhotoData(pl.LightningDataModule):
         self.batch_size, self.seed, self.sampling, self.share = batch_size, seed, sampling, share
         self.num_workers = loading_workers(num_workers)
         self.position = (0, 0)
+        self.loaders: list[DataLoader[tuple[Tensor, int]]] = []
 
     def of(self, share: Share, num_workers: int | None = None) -> PhotoData:
         """Return the same photos for one of several processes."""
@@ -132,7 +133,7 @@ class PhotoData(pl.LightningDataModule):
         return self._loader(own, batch_size=ceil(self.batch_size / self.share.size))
 
     def _loader(self, dataset: Dataset[tuple[Tensor, int]], **batching: Any) -> DataLoader[tuple[Tensor, int]]:
-        return DataLoader(
+        loader = DataLoader(
             dataset,
             num_workers=self.num_workers,
             worker_init_fn=_leave_signals_to_the_parent,
@@ -140,6 +141,18 @@ class PhotoData(pl.LightningDataModule):
             pin_memory=torch.cuda.is_available(),
             **batching,
         )
+        self.loaders.append(loader)
+        return loader
+
+    def stop_workers(self) -> None:
+        """End the processes that load photos.
+
+        After an error its traceback holds the loaders, and Python would wait at its end for workers that ignore the
+        signal it sends them.
+        """
+        for loader in self.loaders:
+            if loader._iterator is not None and self.num_workers:
+                loader._iterator._shutdown_workers()  # type: ignore[attr-defined]
 
 
 def loading_workers(configured: int | str, loaders: int = 1) -> int:

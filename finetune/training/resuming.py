@@ -43,6 +43,8 @@ def fit_or_resume(
             if not memory_ran_out(error):
                 raise
             reason = next(iter(str(error).splitlines()), type(error).__name__)
+        finally:
+            data.stop_workers()
     # not in the handler, where the error still holds what the step had made
     garbage_collection_cuda()
     return_freed_memory()

@@ -248,3 +248,13 @@ def test_the_photos_of_a_batch_are_told_from_its_number(manifest: Manifest) -> N
             files = manifest.files(module.photos_of(epoch, number))
             wanted = np.stack([load_pixels(file, PREPROCESSING) for file in files])
             assert torch.equal(pixels, torch.from_numpy(wanted))
+
+
+def test_loading_processes_end_although_something_still_holds_their_loader(manifest: Manifest) -> None:
+    module = data(manifest, num_workers=2)
+    held = iter(module.train_dataloader())
+    next(held)
+    processes = list(held._workers)  # type: ignore[attr-defined]
+    assert all(process.is_alive() for process in processes)
+    module.stop_workers()
+    assert not any(process.is_alive() for process in processes)
