@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from finetune import config
-from finetune.errors import FinetuneError, Interrupted, nearest
+from finetune.errors import FinetuneError, Interrupted, SweepError, nearest
 from finetune.schema import Section, describe, parse, path_keys
+from finetune.sweeps.jobs import describe_sweep, note_job, require_done, sweep_folder
 
 HELP_WIDTH = 120
 DONE, WRONG_INPUT, INTERRUPTED = 0, 2, 130
@@ -115,19 +116,28 @@ def _through_hydra(name: str, arguments: list[str]) -> None:
     from omegaconf import OmegaConf
 
     failures: list[Exception] = []
+    sweep = sweep_folder(arguments) if name == "train" else None
 
-    def job(composed: Any) -> None:
-        values = OmegaConf.to_container(composed, resolve=True, throw_on_missing=False)
+    def job(composed: Any) -> float | None:
+        values = _without_missing(OmegaConf.to_container(composed, resolve=True, throw_on_missing=False))
+        failure = None
         try:
-            _execute(name, _of_this_job(_without_missing(values)))
-        except Exception as failure:
+            _execute(name, _of_this_job(values))
+        except Exception as error:
             # kept from Hydra, which would print it in its own way; the other jobs of a --multirun still run
+            failure = error
             failures.append(failure)
+        # what a sweeper searches by; this may be another machine than the one that started the sweep
+        return None if sweep is None else note_job(sweep, failure)
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra would print its own exceptions too, and exit with 1
+    if "hydra/sweeper=optuna" in arguments:
+        importlib.import_module("finetune.sweeps.optuna_sweeper").register()
     program, sys.argv = sys.argv, [f"finetune {name}", *_quoted(name, arguments)]
     try:
         hydra.main(version_base="1.3", config_path=str(conf_dir().resolve()), config_name=name)(job)()
+    except FinetuneError:
+        raise
     except Exception as error:
         raise FinetuneError(_explain(name, arguments, error)) from None
     except SystemExit as leaving:
@@ -135,8 +145,13 @@ def _through_hydra(name: str, arguments: list[str]) -> None:
             raise FinetuneError(f"wrong arguments: {' '.join(arguments)}") from None
     finally:
         sys.argv = program
-    if failures:
-        raise failures[0]
+    if sweep is not None:
+        print(describe_sweep(sweep), flush=True)
+        require_done(sweep)
+    elif failures:
+        if len(failures) == 1 or not all(isinstance(failure, FinetuneError) for failure in failures):
+            raise failures[0]
+        raise SweepError("\n".join(map(str, failures)), WRONG_INPUT)
 
 
 def _quoted(name: str, arguments: list[str]) -> list[str]:

@@ -3,6 +3,7 @@
 FinetuneError        the input or the configuration is wrong: message, exit code 2
 ├── AddressError     nothing can be read at an address
 ├── ProcessError     another process of the same training died: message, exit code 1
+├── SweepError       runs of a sweep failed: all of them, with the table of the others
 ├── ParityError      the exported file answers differently: message, exit code 1
 └── ImageError       bytes that are no readable image: a skipped photo in training, 422 from the server
 """
@@ -33,6 +34,14 @@ class ProcessError(FinetuneError):
     """Another process of the same training died without a word."""
 
     exit_code = 1
+
+
+class SweepError(FinetuneError):
+    """Runs of a sweep failed."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
 
 
 class ImageError(FinetuneError):

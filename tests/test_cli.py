@@ -226,7 +226,7 @@ def test_multirun_gives_each_job_its_own_folder(photos: Path, tmp_path: Path) ->
     words = ("train", "--multirun", f"data.root={photos}", f"output={tmp_path / 'sweep'}", *TINY, "seed=0,1")
     done = run_finetune(*words, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert sorted(path.name for path in (tmp_path / "sweep").iterdir()) == ["0", "1", "multirun.yaml"]
+    assert sorted(path.name for path in (tmp_path / "sweep").iterdir()) == ["0", "1", "jobs", "multirun.yaml"]
     assert (tmp_path / "sweep" / "1" / "result.json").is_file()
     # neither Hydra's output folders nor anything else appears where the command was given
     assert sorted(path.name for path in tmp_path.iterdir()) == ["photos", "sweep"]
