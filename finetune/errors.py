@@ -30,6 +30,10 @@ class ParityError(FinetuneError):
     exit_code = 1
 
 
+class DivergedError(FinetuneError):
+    """A loss of the training is no number any more."""
+
+
 class ProcessError(FinetuneError):
     """Another process of the same training died without a word."""
 

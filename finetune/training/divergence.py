@@ -12,7 +12,7 @@ from torch import Tensor
 
 from finetune.config import TrainConfig
 from finetune.data.datamodule import PhotoData
-from finetune.errors import FinetuneError
+from finetune.errors import DivergedError
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Seen:
 
 
 class FiniteLoss(pl.Callback):
-    """Raises FinetuneError with the batch's photos where the training loss is NaN or infinite, before a save.
+    """Raises DivergedError with the batch's photos where the training loss is NaN or infinite, before a save.
 
     It is the loss before a gradient scaler's factor, so the steps that a scaler skips are none of its concern.
     """
@@ -69,7 +69,7 @@ class FiniteLoss(pl.Callback):
         photos = [f"  {photo.path}" for photo in data.photos_of(seen.epoch, seen.batch)]
         rate, precision = self.config.optimizer.peak, self.config.trainer.precision
         wider = ", use trainer.precision=bf16-mixed or 32-true" if precision == "16-mixed" else ""
-        raise FinetuneError(
+        raise DivergedError(
             f"training diverged in epoch {seen.epoch + 1}, batch {seen.batch + 1} of {trainer.num_training_batches}: "
             f"the training loss is {seen.loss.item():g} on these photos:\n" + "\n".join(photos) + "\n"
             f"lower optimizer.learning_rate ({rate:g}){wider}, or look whether the photos are what they should be; "

@@ -12,6 +12,7 @@ from dataclasses import replace
 
 from finetune.config import FreezeConfig, TrainConfig
 from finetune.data.manifest import Manifest
+from finetune.errors import DivergedError
 from finetune.models.allocator import keep_freed_memory
 from finetune.models.backbone import BackboneSpec
 from finetune.models.freezing import Depth
@@ -98,7 +99,13 @@ def _fit_further(found: Found, head: Fitted, depth: Depth, run: Run, processes: 
     # the best so far is on disk, whatever happens from here on
     run.save_weights(head.classifier)
     handling = _handling(config, depth, manifest)
-    layers = fit_layers(config, depth, handling, start, manifest, run, processes, search.watch, clock)
+    try:
+        layers = fit_layers(config, depth, handling, start, manifest, run, processes, search.watch, clock)
+    except DivergedError as error:
+        if config.freeze.mode != "auto":
+            raise
+        log.warning("fine-tuning from the head failed, the head alone is kept: %s", error)
+        return None
     log.info(
         "fine-tuned from the head: validation accuracy %.1f %% (loss %.3f), before %.1f %% (%.3f)",
         *(100 * layers.judged.accuracy, layers.judged.loss),

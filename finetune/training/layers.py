@@ -1,4 +1,4 @@
-"""freeze=partial and full: train layers of the backbone with Lightning."""
+"""Train layers of the backbone with Lightning, whichever and for how long."""
 
 from __future__ import annotations
 
@@ -20,14 +20,15 @@ from finetune.errors import FinetuneError
 from finetune.evaluation.scoring import score_fast
 from finetune.models.allocator import keep_freed_memory
 from finetune.models.classifier import Classifier
-from finetune.models.freezing import Depth, apply_freezing, decay_per_depth, plan_freezing
+from finetune.models.freezing import Depth, FreezingPlan, apply_freezing, decay_per_depth, plan_freezing
+from finetune.preprocess import Preprocessing
 from finetune.run import Run
 from finetune.training.batch_size import TrainingStep, settle_batch_size
 from finetune.training.checkpointing import checkpoint_gradients
 from finetune.training.colours import colour_pca
 from finetune.training.deadline import Clock
 from finetune.training.fitted import Fitted
-from finetune.training.imbalance import Handling
+from finetune.training.imbalance import Handling, Judgement
 from finetune.training.mixing import configured_mixing
 from finetune.training.out_of_memory import advise_batch
 from finetune.training.plan_table import describe_plan
@@ -35,7 +36,7 @@ from finetune.training.probe import fit_temperature
 from finetune.training.processes import Processes
 from finetune.training.rate_finder import settle_learning_rate
 from finetune.training.settling import settle_epochs
-from finetune.training.share import train_share
+from finetune.training.share import Trained, train_share
 from finetune.training.soup import stir
 from finetune.training.spread import fine_tuner_for
 from finetune.training.start import Start
@@ -59,28 +60,14 @@ def fit_layers(
 
     clock: the time there is; the learning rate falls with it.
     """
-    device = processes.device
-    classifier, preprocessing = start.classifier, start.preprocessing
-    if config.trainer.gradient_checkpointing:
-        checkpoint_gradients(classifier, start.spec.name)
-    keep_freed_memory()
-    # a step takes two thirds of the time in this layout on a CPU; its photos come as (N, H, W, 3) anyway
-    classifier.to(memory_format=torch.channels_last)
+    photos = len(manifest.of("train"))
+    classifier = _prepared(config, start)
     plan = plan_freezing(classifier, config.freeze, depth, decay_per_depth(classifier, config.optimizer))
-    augmentation = Augmentation(config.augment, preprocessing, colour_pca(config.augment, manifest, run))
-    stages: dict[Split, Stage] = {"train": augmentation.stage, "val": preprocessing}
-    step = TrainingStep(classifier, plan, config.optimizer, config.trainer.precision, preprocessing.image_size, device)
-    data = PhotoData(
-        manifest,
-        take_pixels(config.data.cache, manifest, stages, run.pixels),
-        augmentation,
-        settle_batch_size(config, step, len(manifest.of("train")), run),
-        config.data.num_workers,
-        config.seed,
-        handling.sampling,
-    )
-    config = settle_epochs(config, len(manifest.of("train")), len(data.of(processes.share).batches))
-    mixing = configured_mixing(config.augment, len(manifest.of("train")), len(manifest.classes), config.seed)
+    size_px, device = start.preprocessing.image_size, processes.device
+    step = TrainingStep(classifier, plan, config.optimizer, config.trainer.precision, size_px, device)
+    data = _photo_data(config, handling, start.preprocessing, step, manifest, run)
+    config = settle_epochs(config, photos, len(data.of(processes.share).batches))
+    mixing = configured_mixing(config.augment, photos, len(manifest.classes), config.seed)
     targets = manifest.targets(manifest.of("train"))
     loss = handling.training_loss(targets, len(manifest.classes), config.trainer.label_smoothing)
     kind = fine_tuner_for(config.trainer.strategy, processes)
@@ -102,28 +89,63 @@ def fit_layers(
         shutil.rmtree(run.pixels)
     _load_best(classifier, trained.best, plan.ever)
     classifier.to(device)
+    return _conclude(depth, handling, start, plan, manifest, trained)
+
+
+def _prepared(config: TrainConfig, start: Start) -> Classifier:
+    if config.trainer.gradient_checkpointing:
+        checkpoint_gradients(start.classifier, start.spec.name)
+    keep_freed_memory()
+    # a step takes two thirds of the time in this layout on a CPU; its photos come as (N, H, W, 3) anyway
+    start.classifier.to(memory_format=torch.channels_last)
+    return start.classifier
+
+
+def _photo_data(
+    config: TrainConfig,
+    handling: Handling,
+    preprocessing: Preprocessing,
+    step: TrainingStep,
+    manifest: Manifest,
+    run: Run,
+) -> PhotoData:
+    augmentation = Augmentation(config.augment, preprocessing, colour_pca(config.augment, manifest, run))
+    stages: dict[Split, Stage] = {"train": augmentation.stage, "val": preprocessing}
+    return PhotoData(
+        manifest,
+        take_pixels(config.data.cache, manifest, stages, run.pixels),
+        augmentation,
+        settle_batch_size(config, step, len(manifest.of("train")), run),
+        config.data.num_workers,
+        config.seed,
+        handling.sampling,
+    )
+
+
+def _conclude(
+    depth: Depth, handling: Handling, start: Start, plan: FreezingPlan, manifest: Manifest, trained: Trained
+) -> Fitted:
+    """Average good epochs where that is wanted, calibrate, and judge."""
+    classifier, val = start.classifier, manifest.of("val")
+    wanted = manifest.targets(val)
 
     def score(photos: Sequence[Photo]) -> Tensor:
-        return score_fast(classifier, preprocessing, manifest.files(photos))
+        return score_fast(classifier, start.preprocessing, manifest.files(photos))
 
-    val = manifest.of("val")
-    targets = manifest.targets(val)
-    epochs = (
-        stir(classifier, trained.ingredients, lambda: handling.judge(score(val), torch.tensor(targets)))
-        if config.trainer.soup > 1
-        else ()
-    )
+    def judge() -> Judgement:
+        return handling.judge(score(val), torch.tensor(wanted))
+
+    epochs = stir(classifier, trained.ingredients, judge) if trained.ingredients else ()
     logits = score(val)
-    classifier.temperature.fill_(fit_temperature(logits, targets))
-    judged = handling.judge(logits, torch.tensor(targets))
+    classifier.temperature.fill_(fit_temperature(logits, wanted))
     return Fitted(
         freeze=depth,
         handling=handling,
         spec=start.spec,
         classifier=classifier,
-        preprocessing=preprocessing,
+        preprocessing=start.preprocessing,
         weights_from=start.weights_from,
-        judged=judged,
+        judged=handling.judge(logits, torch.tensor(wanted)),
         val_logits=logits,
         trainable_parameters=sum(p.numel() for name, p in classifier.named_parameters() if name in plan.ever),
         photos_seen=len(manifest.of("train")) * len(trained.rows),

@@ -16,7 +16,7 @@ from lightning_fabric.utilities.warnings import PossibleUserWarning
 from torch import Tensor
 
 from finetune.config import OptimizerConfig, ScheduleConfig
-from finetune.errors import FinetuneError
+from finetune.errors import DivergedError
 from finetune.models.classifier import Classifier
 from finetune.models.freezing import FreezingPlan, apply_freezing, keep_statistics
 from finetune.training.checkpoints import WholeFiles
@@ -130,7 +130,7 @@ class FineTuner(pl.LightningModule):
         judged = self.judge(logits, targets)
         if not math.isfinite(judged.loss):
             # before a checkpoint of this epoch is written
-            raise FinetuneError(
+            raise DivergedError(
                 f"training diverged in epoch {self.current_epoch + 1}: the validation loss is {judged.loss:g}; "
                 f"lower optimizer.learning_rate ({self.optimizer_config.peak:g})"
             )

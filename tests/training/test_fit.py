@@ -86,6 +86,16 @@ def test_auto_is_never_worse_than_the_head(hard_photos: Path, tmp_path: Path, ra
     assert {"head"} == {result["freeze"]} or accuracy > best - 1e-6
 
 
+def test_fine_tuning_that_diverges_costs_auto_nothing(
+    hard_photos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    words = ("freeze.head_below=1", "freeze.full_from=2", "optimizer=sgd", "optimizer.learning_rate=1e30")
+    result = train(hard_photos, tmp_path / "run", *words)
+    assert result["freeze"] == "head"
+    assert "fine-tuning from the head failed, the head alone is kept: training diverged in epoch 1" in caplog.text
+    assert best_checkpoint_is_the_weights(tmp_path / "run")
+
+
 def test_a_time_limit_ends_fine_tuning_and_the_run_is_whole(
     hard_photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
