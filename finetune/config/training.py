@@ -47,6 +47,14 @@ class FreezeConfig(Section):
     top_groups: Annotated[float, Field(gt=0)] = Field(
         description="partial: depth groups that train, from the top; below 1 a fraction of them"
     )
+
+    @field_validator("top_groups")
+    @classmethod
+    def _is_a_fraction_or_a_count(cls, top_groups: float) -> float:
+        if top_groups > 1 and top_groups != round(top_groups):
+            raise ValueError("give a fraction below 1, or a whole number of groups")
+        return top_groups
+
     groups: Annotated[tuple[GroupNumber, GroupNumber], AfterValidator(_in_order)] | None = Field(
         description="partial: the first and last depth group that train, counted from the stem, 0; null: the top ones"
     )

@@ -44,5 +44,7 @@ class Clock:
 
     @property
     def share(self) -> float:
-        """How much of it is over, from 0 to 1 and beyond."""
+        """How much of it is over, from 0 to 1 and beyond; a stretch of no length is over."""
+        if self.ends <= self.began:
+            return 1.0
         return (time.monotonic() - self.began) / (self.ends - self.began)

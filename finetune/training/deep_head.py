@@ -20,7 +20,7 @@ from torch import Tensor
 from finetune.config import HeadConfig
 from finetune.models.head import Head
 from finetune.training.imbalance import Judgement
-from finetune.training.probe import LEAST_DEVIATION
+from finetune.training.probe import deviations
 
 Features = NDArray[np.float32]
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -90,7 +90,7 @@ def _epochs(
         head = Head(raw.shape[1], classes, config)
         drawn = torch.get_rng_state()
     head.mean.copy_(raw.mean(0))
-    head.scale.copy_(raw.std(0, correction=0).clamp_min(LEAST_DEVIATION))
+    head.scale.copy_(deviations(raw))
     decaying = [parameter for parameter in head.parameters() if parameter.ndim > 1]
     spared = [parameter for parameter in head.parameters() if parameter.ndim <= 1]
     groups = [{"params": decaying, "weight_decay": WEIGHT_DECAY}, {"params": spared, "weight_decay": 0.0}]

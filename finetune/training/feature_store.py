@@ -10,7 +10,7 @@ import shutil
 import time
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -28,14 +28,15 @@ RECORD = np.dtype([("key", "S32"), ("crc", "<u4")])
 # Rows are checked and gathered this many at a time.
 CHUNK = 1024
 # What was used within it may be in use by another process.
-IN_USE_S = 3600.0
+IN_USE_S = 86_400.0
 
 
 class FeatureStore:
     """The rows in one folder, each of `width` numbers; keys: 32 bytes each."""
 
     def __init__(self, folder: Path, width: int) -> None:
-        make_folder(folder)
+        with _saying_what_to_do(folder):
+            make_folder(folder)
         self.folder, self.width = folder, width
         self._rows, self._index = folder / "rows.f32", folder / "index"
         self._numbers: dict[bytes, int] = {}
@@ -44,8 +45,9 @@ class FeatureStore:
 
     def refresh(self) -> None:
         """Look again at what is there, and note that it is used."""
-        self._index.touch()
-        self._rows.touch()
+        with _saying_what_to_do(self.folder):
+            self._index.touch()
+            self._rows.touch()
         whole = min(self._index.stat().st_size // RECORD.itemsize, self._rows.stat().st_size // (4 * self.width))
         self._records = np.fromfile(self._index, RECORD, count=whole)
         # fixed-width bytes lose their trailing zeros on the way out
@@ -107,23 +109,32 @@ class FeatureStore:
 
 def make_room(root: Path, most_bytes: float) -> None:
     """Delete the folders of `root` that were used longest ago until the others take at most `most_bytes`."""
-    indexes = sorted(root.glob("*/index"), key=lambda index: index.stat().st_mtime, reverse=True)
+    used = {}
+    for index in root.glob("*/index"):
+        with suppress(FileNotFoundError):
+            used[index] = index.stat().st_mtime, sum(file.stat().st_size for file in index.parent.iterdir())
     total = 0
-    for index in indexes:
-        total += sum(file.stat().st_size for file in index.parent.iterdir())
-        if total > most_bytes and time.time() - index.stat().st_mtime > IN_USE_S:
-            shutil.rmtree(index.parent)
+    for index, (used_at, size) in sorted(used.items(), key=lambda item: item[1], reverse=True):
+        total += size
+        if total > most_bytes and time.time() - used_at > IN_USE_S:
+            # another process may be at it too
+            shutil.rmtree(index.parent, ignore_errors=True)
 
 
 def _write_at(path: Path, offset: int, content: bytes) -> None:
     """Write behind what counts; what a killed process left there goes."""
+    with _saying_what_to_do(path), path.open("r+b") as file:
+        file.truncate(offset)
+        file.seek(offset)
+        file.write(content)
+
+
+@contextmanager
+def _saying_what_to_do(path: Path) -> Iterator[None]:
     try:
-        with path.open("r+b") as file:
-            file.truncate(offset)
-            file.seek(offset)
-            file.write(content)
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
+        yield
+    except (OSError, FinetuneError) as error:
+        reason = (getattr(error, "strerror", None) or str(error)).lower()
         raise FinetuneError(
             f"{path} cannot be written: {reason}; make room, or name another folder for kept features with probe.cache="
         ) from None

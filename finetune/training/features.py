@@ -67,8 +67,9 @@ class KeptFeatures:
         self.spec, self.preprocessing, self.device, self.views = spec, preprocessing, device, views
         self.module = _Everything(spec, backbone).eval()
         arithmetic = "float16" if device.type == "cuda" else "onnxruntime"
-        made_by = (arithmetic, *(version(package) for package in ("timm", "pillow")))
-        key = digest(spec.name, _weights_digest(self.module), preprocessing.model_dump_json(), *made_by)
+        made_by = (arithmetic, *(version(package) for package in ("finetune-service", "timm", "pillow")))
+        columns = repr([(features, backbone.columns(features)) for features in backbone.feature_sets])
+        key = digest(spec.name, _weights_digest(self.module), preprocessing.model_dump_json(), columns, *made_by)
         self.store = FeatureStore(folder / key[:32], backbone.widest)
         self._run: Callable[[NDArray[np.uint8]], Features] | None = None
 

@@ -10,13 +10,16 @@ import logging
 import time
 from dataclasses import replace
 
+import torch
+
 from finetune.config import FreezeConfig, TrainConfig
 from finetune.data.manifest import Manifest
-from finetune.errors import DivergedError
+from finetune.errors import FinetuneError
 from finetune.models.allocator import keep_freed_memory
 from finetune.models.backbone import BackboneSpec
 from finetune.models.freezing import Depth
 from finetune.run import Run
+from finetune.training.choice import keep_choice, narrowed
 from finetune.training.colours import colour_pca
 from finetune.training.deadline import Clock, Deadline
 from finetune.training.fitted import Fitted
@@ -34,6 +37,8 @@ log = logging.getLogger(__name__)
 
 # Of a training step: scoring needs no backward pass.
 SCORING_SHARE = 1 / 3
+# Of the configured learning rate: a head that already answers needs small steps.
+SHARE_FROM_HEAD = 1 / 3
 
 
 def fit(
@@ -52,11 +57,16 @@ def fit(
     config = settle_image_size(config, manifest)
     if mode in ("partial", "full", "gradual"):
         start = fresh_start(config, spec, manifest)
-        clock = Clock(time.monotonic(), deadline.at - RESERVE_S) if deadline.is_set else None
+        clock = None
+        if deadline.is_set:
+            clock, lack = _clock(deadline, start, manifest, processes.device, config.trainer.soup)
+            if lack:
+                raise FinetuneError(f"budget_minutes={config.budget_minutes:g} is too short for layers: {lack}")
         handling = _handling(config, depth, manifest)
         return fit_layers(config, depth, handling, start, manifest, run, processes, watch, clock)
     components = colour_pca(config.augment, manifest, run) if config.probe.views else None
     handling = _handling(config, "head", manifest)
+    config = narrowed(config, run)
     found = search_heads(Search(config, handling, manifest, processes.device, deadline, watch, components))
     head = fit_head(found)
     layers = _fit_further(found, head, depth, run, processes)
@@ -93,15 +103,22 @@ def _fit_further(found: Found, head: Fitted, depth: Depth, run: Run, processes: 
         log.info("every validation photo is right: nothing is fine-tuned")
         return None
     start = probed_start(found)
-    clock = _clock(found, start) if search.deadline.is_set else None
-    if clock is not None and clock.ends <= clock.began:
-        return None
+    clock = None
+    if search.deadline.is_set:
+        clock, lack = _clock(search.deadline, start, manifest, search.device, config.trainer.soup)
+        if lack:
+            log.info("not fine-tuned: %s", lack)
+            return None
     # the best so far is on disk, whatever happens from here on
     run.save_weights(head.classifier)
+    keep_choice(found, run)
+    if config.freeze.mode == "auto" and isinstance(config.optimizer.learning_rate, float):
+        smaller = {"learning_rate": SHARE_FROM_HEAD * config.optimizer.learning_rate}
+        config = config.model_copy(update={"optimizer": config.optimizer.model_copy(update=smaller)})
     handling = _handling(config, depth, manifest)
     try:
         layers = fit_layers(config, depth, handling, start, manifest, run, processes, search.watch, clock)
-    except DivergedError as error:
+    except FinetuneError as error:
         if config.freeze.mode != "auto":
             raise
         log.warning("fine-tuning from the head failed, the head alone is kept: %s", error)
@@ -114,20 +131,21 @@ def _fit_further(found: Found, head: Fitted, depth: Depth, run: Run, processes: 
     return replace(layers, freeze="lp_ft")
 
 
-def _clock(found: Found, start: Start) -> Clock:
-    """Return the time there is for fine-tuning; none, and a line of log, where it is less than an epoch takes."""
-    search = found.attempt.search
-    train, val, test = (len(search.manifest.of(split)) for split in ("train", "val", "test"))
+def _clock(deadline: Deadline, start: Start, manifest: Manifest, device: torch.device, soup: int) -> tuple[Clock, str]:
+    """Return the time there is for training layers, and what is lacking where that is less than an epoch takes.
+
+    soup: how many epochs are averaged in turn, each of them judged.
+    """
+    train, val, test = (len(manifest.of(split)) for split in ("train", "val", "test"))
     keep_freed_memory()
-    step_s = seconds_a_training_photo(start.classifier, start.preprocessing.image_size, search.device)
-    validation_s = SCORING_SHARE * step_s * val
-    after_s = validation_s + found.attempt.cost_s * (val + test) + RESERVE_S
-    began, ends = time.monotonic(), search.deadline.at - after_s
-    epoch_s = step_s * train + validation_s
-    if epoch_s <= ends - began:
-        return Clock(began, ends)
-    log.info("not fine-tuned: an epoch would take about %.0f s, and %.0f s are left", epoch_s, max(0.0, ends - began))
-    return Clock(began, began)
+    step_s = seconds_a_training_photo(start.classifier, start.preprocessing.image_size, device)
+    score_s = SCORING_SHARE * step_s
+    epoch_s, after_s = step_s * train + score_s * val, score_s * (val * (1 + soup) + test) + RESERVE_S
+    began, ends = time.monotonic(), deadline.at - after_s
+    lack = ""
+    if epoch_s > ends - began:
+        lack = f"an epoch would take about {epoch_s:.0f} s, and {max(0.0, ends - began):.0f} s are left for it"
+    return Clock(began, ends), lack
 
 
 def _handling(config: TrainConfig, depth: Depth, manifest: Manifest) -> Handling:

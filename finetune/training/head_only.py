@@ -37,6 +37,7 @@ def fit_head(found: Found) -> Fitted:
     loss = search.handling.training_loss(targets, len(manifest.classes))
     again = refit(search.config, best.fit, best.l2, rows, targets, len(manifest.classes), loss)
     classifier = _assemble(found, again)
+    classifier.backbone.requires_grad_(False)
     # calibrated on photos that this head has not seen; the refitted one has seen them all
     unseen = best.fit.logits(kept.of(manifest, val, best.features))
     classifier.temperature.fill_(fit_temperature(unseen, manifest.targets(val)))

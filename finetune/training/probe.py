@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-# Features that hardly vary would be blown up by standardisation.
-LEAST_DEVIATION = 1e-5
+# A feature that varies less, or less than this share of what others do, is taken for constant.
+LEAST_DEVIATION, LEAST_SHARE = 1e-5, 1e-3
 MOST_STEPS = 300
 # Standard deviation of the prior of log temperature.
 TEMPERATURE_SPREAD = 0.5
@@ -48,7 +48,7 @@ def fit_linear(
     """
     raw = torch.from_numpy(features)
     mean = raw.mean(0)
-    scale = raw.std(0, correction=0).clamp_min(LEAST_DEVIATION)
+    scale = deviations(raw)
     standardised, basis = _turned((raw - mean) / scale)
     wanted = torch.tensor(targets)
     weight = torch.zeros(classes, standardised.shape[1], requires_grad=True)
@@ -59,6 +59,18 @@ def fit_linear(
         turned_back = weight.detach().clone() if basis is None else weight.detach() @ basis.T
         fits[l2] = LinearFit(mean, scale, turned_back, bias.detach().clone())
     return [fits[l2] for l2 in penalties]
+
+
+def deviations(features: Tensor) -> Tensor:
+    """Return what each of the features (N, F) is to be divided by: its deviation, or a typical one where it has none.
+
+    What is constant in a frozen network says nothing to a head, but it moves once layers train: divided by next to
+    nothing, it would then drown everything else.
+    """
+    deviation = features.std(0, correction=0)
+    varying = deviation[deviation > LEAST_DEVIATION]
+    typical = varying.median() if len(varying) else torch.ones(())
+    return torch.where(deviation > torch.clamp(LEAST_SHARE * typical, min=LEAST_DEVIATION), deviation, typical)
 
 
 def fit_temperature(logits: Tensor, targets: Sequence[int]) -> float:

@@ -20,7 +20,7 @@ from finetune.data.augmentation import Augmentation
 from finetune.data.manifest import Manifest, Photo
 from finetune.data.pca import ColourPCA
 from finetune.files import digest
-from finetune.models.backbone import FeatureSet, build_backbone, describe_backbone, takes_any_size
+from finetune.models.backbone import FeatureSet, build_backbone, describe_backbone, require_known, takes_any_size
 from finetune.preprocess import Preprocessing
 from finetune.training.deadline import Deadline
 from finetune.training.features import Features, KeptFeatures, Views, feature_folder
@@ -75,7 +75,8 @@ class Attempt:
         config = self.search.config
         weights = config.model.weights
         if self.backbone != config.model.backbone and weights not in ("auto", "none"):
-            weights = "auto"  # the file is the first backbone's
+            log.info("%s: model.weights=%s is %s's file, so auto", self.backbone, weights, config.model.backbone)
+            weights = "auto"
         drop_path, drop_stages = config.model.drop_path, config.model.drop_stages
         backbone, origin = build_backbone(self.backbone, self.image_size, weights, drop_path, drop_stages)
         preprocessing = Preprocessing(
@@ -120,7 +121,8 @@ def search_heads(search: Search) -> Found:
         tried = _try_all(attempt)
         seconds = time.monotonic() - started
         best = max(tried, key=lambda candidate: candidate.judged.rank)
-        rows, seen = [_row(attempt, candidate, seconds) for candidate in tried], len(photos)
+        rows = [_row(attempt, candidate, seconds) for candidate in tried]
+        seen = to_compute + search.config.probe.views * len(search.manifest.of("train"))
         if found is not None:
             rows, seen = found.rows + rows, found.photos_seen + seen
         # only the best fit is kept: a thousand classes on wide features take a gigabyte
@@ -139,6 +141,8 @@ def plan_attempts(search: Search) -> list[Attempt]:
     """Return all that is to be tried, cheapest first."""
     config = search.config
     attempts = []
+    for backbone in config.probe.backbones:
+        require_known(backbone)
     for backbone in dict.fromkeys((config.model.backbone, *config.probe.backbones)):
         of_this = [Attempt(search, backbone, size) for size in image_sizes(config, backbone)]
         if config.probe.backbones or search.deadline.is_set:

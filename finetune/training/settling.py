@@ -52,12 +52,28 @@ def require_used(config: TrainConfig, depth: Depth) -> None:
             "optimizer.l1 makes weights exactly 0, and the moving average of trainer.ema_decay makes them small again "
             "instead; leave one of the two out"
         )
+    if config.budget_minutes is not None and config.optimizer.learning_rate == "auto":
+        raise FinetuneError(
+            "optimizer.learning_rate=auto searches for as long as it takes, which budget_minutes does not know; "
+            "give a rate, or leave the limit out"
+        )
     ignored = {
         "optimizer.l1": config.optimizer.l1 > 0,
         "trainer.ema_decay": config.trainer.ema_decay is not None,
         "trainer.soup": config.trainer.soup > 1,
         "freeze.head_epochs": config.freeze.head_epochs > 0,
     }
+    if config.freeze.mode == "head":
+        # with auto they may come to use another day, when there are more photos or a time limit
+        ignored |= {
+            "trainer.label_smoothing": config.trainer.label_smoothing > 0,
+            "trainer.compile": config.trainer.compile,
+            "trainer.gradient_checkpointing": config.trainer.gradient_checkpointing,
+            "optimizer.learning_rate": config.optimizer.learning_rate == "auto",
+            "data.batch_size": config.data.batch_size == "auto",
+            "freeze.groups": config.freeze.groups is not None,
+            "head.dropout": config.head.dropout > 0 and not config.head.hidden,
+        }
     given = [key for key, is_set in ignored.items() if is_set]
     if depth == "head" and given:
         chosen = "freeze=auto came to head" if config.freeze.mode == "auto" else "freeze=head"

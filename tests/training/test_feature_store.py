@@ -109,7 +109,7 @@ def test_two_processes_write_one_after_the_other_and_a_killed_one_leaves_whole_r
 def test_what_was_used_longest_ago_makes_room(tmp_path: Path) -> None:
     for age, name in enumerate("abc"):
         filled(tmp_path / name, 1, 2)
-        used = time.time() - 86_400 * (3 - age)
+        used = time.time() - 86_400 * (4 - age)
         os.utime(tmp_path / name / "index", (used, used))
     filled(tmp_path / "new", 1)
     size = sum(file.stat().st_size for file in (tmp_path / "a").iterdir())
