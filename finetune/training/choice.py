@@ -1,6 +1,6 @@
 """What a search under a time limit chose, kept for a run that is killed after it.
 
-The clock decides what is tried, so the same command might choose otherwise; a checkpoint of layers fits one choice only.
+The clock decides what is tried, so the same command might choose otherwise; a checkpoint of layers fits one of them.
 """
 
 from __future__ import annotations
