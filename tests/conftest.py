@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import yaml
+from hypothesis import settings
 from PIL import Image
 
 from finetune.config import FreezeConfig, OptimizerConfig, SourceConfig, TrainConfig
@@ -27,6 +28,10 @@ from finetune.data.manifest import Manifest
 
 if TYPE_CHECKING:
     from finetune.config import AugmentConfig
+
+# a loaded machine is no fault of an example
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 ROOT = Path(__file__).parent.parent
 CLASSES = ("blue", "green", "red")

@@ -43,11 +43,12 @@ def test_the_sheet_shows_what_training_gets_to_see_in_its_first_epochs(choice: s
     components = fit_colour_pca(manifest.files(train), 10_000)
     augmentation = Augmentation(augment_config(choice), preprocessing, components)
     pixels = take_pixels("none", manifest, {"train": augmentation.stage}, Path("unused"))
-    loader = PhotoData(manifest, pixels, augmentation, 1, num_workers=0, seed=4).train_dataloader()
+    data = PhotoData(manifest, pixels, augmentation, 1, num_workers=0, seed=4)
+    loader = data.train_dataloader()
     first = [next(n for n, photo in enumerate(train) if photo.label == label) for label in CLASSES]
     for epoch in range(VERSIONS):
-        loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
-        seen = dict(zip((number for _, number, _ in loader.sampler), loader, strict=True))  # type: ignore[union-attr]
+        data.sampler.set_epoch(epoch)
+        seen = dict(zip((number for _, number, _ in data.sampler.places(epoch)), loader, strict=True))
         for row, number in enumerate(first):
             pixels, target = seen[number]
             assert manifest.classes[int(target)] == CLASSES[row]
