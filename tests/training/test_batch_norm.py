@@ -1,13 +1,13 @@
 from __future__ import annotations
 
-import pytest
+from typing import Any
+
 import torch
 from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 
 from finetune.training.batch_norm import SyncBatchNorm, synchronise
 from finetune.training.processes import Processes
-from finetune.training.world import World
 
 STEPS = 3
 
@@ -36,7 +36,7 @@ def trained(network: nn.Module, own: Tensor, size: int) -> dict[str, Tensor]:
     return gradients | dict(network.named_buffers())
 
 
-def in_this_process(processes: Processes) -> list[dict[str, Tensor]]:
+def norm_own_share(processes: Processes) -> list[dict[str, Tensor]]:
     own = photos()[[0, 1, 6, 4]] if processes.world.rank == 0 else photos()[[2, 5, 3]]
     answers = []
     for network in networks():
@@ -50,10 +50,8 @@ def in_this_process(processes: Processes) -> list[dict[str, Tensor]]:
     return answers
 
 
-def test_two_processes_norm_as_one_that_has_all_photos(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PL_GLOBAL_SEED", "0")
-    together = Processes(World(local_size=2), torch.device("cpu")).run(in_this_process)
-    for network, found in zip(networks(), together, strict=True):
+def test_two_processes_norm_as_one_that_has_all_photos(in_two_processes: list[Any]) -> None:
+    for network, found in zip(networks(), in_two_processes[0], strict=True):
         wanted = trained(network, photos(), 1)
         assert wanted.keys() == found.keys()
         for name, value in wanted.items():
