@@ -78,8 +78,15 @@ class Children:
         """Return what really went wrong: where another process failed, this one only finds that it is gone."""
         if isinstance(error, FinetuneError):
             return error
-        wait([process.sentinel for process in self.processes.values()], GRACE_S / 2)
+        self._wait_for_an_end(GRACE_S / 2)
         return self._first_failure() or error
+
+    def _wait_for_an_end(self, timeout_s: float | None) -> None:
+        ended = wait([process.sentinel for process in self.processes.values()], timeout_s)
+        for process in self.processes.values():
+            if process.sentinel in ended:
+                # a dying process closes its sentinel before it has an exit code
+                process.join(GRACE_S / 2)
 
     def _first_failure(self) -> Exception | None:
         told: list[Exception] = []
@@ -102,7 +109,7 @@ class Children:
 
     def _watch(self) -> None:
         """End this process too where another has died and a collective operation of the GPU waits for it for ever."""
-        wait([process.sentinel for process in self.processes.values()])
+        self._wait_for_an_end(None)
         if self.done.wait(GRACE_S):
             return
         failed = self._first_failure() or ProcessError("a process of this training ended before its time")
