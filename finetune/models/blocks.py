@@ -65,7 +65,9 @@ def _ends(network: nn.Module) -> list[str]:
     modules = dict(network.named_modules())
     ends = []
     for group in depth_groups(network):
-        path = group.modules.rpartition(" .. ")[2]
+        first, _, last = group.modules.partition(" .. ")
+        # of a block and what follows it, such as the top's convolution to the classifier's width, the block
+        path = first if not last or any(part.isdigit() for part in first.split(".")) else last
         if path in modules:
             ends.append(path)
     # what holds another end would say again what the last block in it says

@@ -24,9 +24,9 @@ def network(name: str) -> torch.nn.Module:
 @pytest.mark.parametrize(
     ("name", "last", "reduced"),
     [
-        ("tf_efficientnet_lite0", "bn2", {(2, 3)}),
-        ("test_convnext", "stages.3", {(2, 3)}),
-        ("test_vit", "norm", {(1,), (1, 2)}),
+        ("tf_efficientnet_lite0", "blocks.6.0", {(2, 3)}),
+        ("test_convnext", "stages.3.blocks.1", {(2, 3)}),
+        ("test_vit", "blocks.5", {(1,), (1, 2)}),
         ("test_mambaout", "stages.3", {(1, 2)}),
     ],
 )
