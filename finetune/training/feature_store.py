@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 Rows = NDArray[np.float32]
 # Written after its row, so that a row counts only when it is whole.
 RECORD = np.dtype([("key", "S32"), ("crc", "<u4")])
-# Rows are checked and gathered this many at a time.
+# Rows are gathered this many at a time.
 CHUNK = 1024
 # What was used within it may be in use by another process.
 IN_USE_S = 86_400.0
@@ -41,6 +41,8 @@ class FeatureStore:
         self._rows, self._index = folder / "rows.f32", folder / "index"
         self._numbers: dict[bytes, int] = {}
         self._records = np.empty(0, RECORD)
+        # rows that were found whole: every feature set asks again, and to read all of them each time takes long
+        self._sound: set[int] = set()
         self.refresh()
 
     def refresh(self) -> None:
@@ -53,18 +55,16 @@ class FeatureStore:
         # fixed-width bytes lose their trailing zeros on the way out
         keys = (key.ljust(32, b"\0") for key in self._records["key"].tolist())
         self._numbers = {key: number for number, key in enumerate(keys)}
+        self._sound.clear()
 
     def missing(self, keys: Sequence[bytes]) -> list[int]:
         """Return the places of the keys that have no sound row."""
         numbers = [self._numbers.get(key, -1) for key in keys]
-        there = [place for place, number in enumerate(numbers) if number >= 0]
         mapped = self._mapped()
-        sound = {
-            place
-            for place in there
-            if zlib.crc32(mapped[numbers[place]].tobytes()) == int(self._records["crc"][numbers[place]])
-        }
-        return [place for place in range(len(keys)) if place not in sound]
+        for number in {*numbers} - self._sound - {-1}:
+            if zlib.crc32(mapped[number].tobytes()) == int(self._records["crc"][number]):
+                self._sound.add(number)
+        return [place for place, number in enumerate(numbers) if number not in self._sound]
 
     def add(self, keys: Sequence[bytes], rows: Rows) -> None:
         """Append rows (N, width) under their keys, which replaces what was there; only inside `writing`."""
