@@ -122,7 +122,7 @@ def search_heads(search: Search) -> Found:
         seconds = time.monotonic() - started
         best = max(tried, key=lambda candidate: candidate.judged.rank)
         rows = [_row(attempt, candidate, seconds) for candidate in tried]
-        seen = to_compute + search.config.probe.views * len(search.manifest.of("train"))
+        seen = len(photos) + search.config.probe.views * len(search.manifest.of("train"))
         if found is not None:
             rows, seen = found.rows + rows, found.photos_seen + seen
         # only the best fit is kept: a thousand classes on wide features take a gigabyte
