@@ -23,8 +23,8 @@ class Fitted:
 
     freeze: how deep it was trained; judged: on the validation photos, before any refit with them; weights_from: origin
     of the pretrained weights; val_logits: (N, classes) of the validation photos, before the temperature and by layers
-    that have not learned from them; photos_seen: how many were learned from, whose features may have been kept; score: logits (N, classes) of
-    photos, by the cheapest faithful way; earlier_s: seconds of processes before this one;
+    that have not learned from them; photos_seen: how many were learned from, those whose features were kept among them;
+    score: logits (N, classes) of photos, by the cheapest faithful way; earlier_s: seconds of processes before this one;
     soup_epochs: which epochs were averaged, from 0.
     """
 
