@@ -31,10 +31,11 @@ from finetune.config import TrainConfig
 from finetune.data.audit import audit
 from finetune.evaluation.metrics import balanced_accuracy
 from finetune.schema import parse
+from finetune.training.attempts import Search
 from finetune.training.deadline import Deadline
 from finetune.training.head_only import fit_head
 from finetune.training.imbalance import choose_handling
-from finetune.training.search import Search, search_heads
+from finetune.training.search import search_heads
 from finetune.training.watching import Watch
 
 # in the order of their class numbers

@@ -86,6 +86,10 @@ class ProbeConfig(Section):
     size_factors: list[Annotated[float, Field(gt=0)]] = Field(
         min_length=1, description="data.image_size=auto tries the backbone's own size times each of these"
     )
+    sample: Annotated[int, Field(ge=1)] = Field(
+        description="photos on which every size and backbone is tried first; what is behind there by more than chance "
+        "does not see the others"
+    )
     backbones: list[str] = Field(description="further backbones to try beside model.backbone, cheapest first")
     views: Annotated[int, Field(ge=0)] = Field(
         description="distorted copies of each training photo, by augment=, that the head learns from beside the photo"

@@ -170,10 +170,16 @@ def split_photos(photos: Sequence[Photo], relations: Relations, config: SourceCo
         test=config.test_fraction if "" in named else 0.0,
         fold=(config.fold, config.folds) if config.folds else None,
     )
-    assigned = dict(zip(used, assign_splits(members, shares, seed), strict=True))
-    return [
-        photo._replace(split=assigned[number]) if number in assigned else photo for number, photo in enumerate(photos)
-    ]
+    sharing = Counter(relations.together[number] for number in used)
+    placed = list(photos)
+    for number, split in zip(used, assign_splits(members, shares, seed), strict=True):
+        photo, name = photos[number], relations.together[number]
+        placed[number] = photo._replace(
+            split=split,
+            together=name if sharing[name] > 1 else "",
+            split_from="source" if photo.split == split else "drawn",
+        )
+    return placed
 
 
 def _fixed(split: str, open_: set[str]) -> Split | None:

@@ -18,6 +18,8 @@ class Photo(NamedTuple):
     """One file. path: in its store, with forward slashes; problem: why it is skipped, empty if it is used.
 
     group: what photos share that must not stand in two splits; empty if nothing. width, height: px as stored.
+    together: a name that a group, copies and near-duplicates share; empty for a photo that stands alone. split_from:
+    "source" where a folder or table names the split, "drawn" where a hash chose it.
     """
 
     path: str
@@ -28,6 +30,8 @@ class Photo(NamedTuple):
     group: str = ""
     width: int = 0
     height: int = 0
+    together: str = ""
+    split_from: str = ""
 
 
 @dataclass(frozen=True)

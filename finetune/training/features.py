@@ -63,7 +63,10 @@ class KeptFeatures:
         folder: Path,
         views: Views | None = None,
     ) -> None:
-        """folder: where all features are kept, each kind in a folder of its own; views: what `of_view` distorts by."""
+        """folder: where all features are kept, each kind in a folder of its own; views: what `of_view` distorts by.
+
+        photo_s: seconds that a photo took the last time, decoded and computed; None before.
+        """
         self.spec, self.preprocessing, self.device, self.views = spec, preprocessing, device, views
         self.module = _Everything(spec, backbone).eval()
         arithmetic = "float16" if device.type == "cuda" else "onnxruntime"
@@ -71,6 +74,7 @@ class KeptFeatures:
         columns = repr([(features, backbone.columns(features)) for features in backbone.feature_sets])
         key = digest(spec.name, _weights_digest(self.module), preprocessing.model_dump_json(), columns, *made_by)
         self.store = FeatureStore(folder / key[:32], backbone.widest)
+        self.photo_s: float | None = None
         self._run: Callable[[NDArray[np.uint8]], Features] | None = None
 
     @property
@@ -96,8 +100,7 @@ class KeptFeatures:
 
     def seconds_a_photo(self) -> float:
         """Return how long one takes, measured on a blank one; decoding runs beside it."""
-        size = self.preprocessing.image_size
-        blank = np.zeros((self._batch, size, size, 3), np.uint8)
+        blank = self._blank()
         self._compute(blank)
         started = time.monotonic()
         for _ in range(TIMED):
@@ -113,6 +116,8 @@ class KeptFeatures:
             # once each: the same photo may stand in a folder twice
             missing = list({keys[place]: place for place in self.store.missing(keys)}.values())
             pixels = ordered_map(lambda place: pixels_of(place, files[place]), missing)
+            self._compute(self._blank())
+            began = time.monotonic()
             description = f"features at {self.preprocessing.image_size} px"
             batches = self._batches(iter(track(pixels, description, total=len(missing))))
             done = 0
@@ -120,10 +125,15 @@ class KeptFeatures:
                 rows = np.concatenate(together)
                 self.store.add([keys[place] for place in missing[done : done + len(rows)]], rows)
                 done += len(rows)
+            self.photo_s = (time.monotonic() - began) / len(missing)
 
     def _batches(self, pixels: Iterator[Pixels]) -> Iterator[Features]:
         while batch := list(islice(pixels, self._batch)):
             yield self._compute(np.ascontiguousarray(np.stack(batch)))
+
+    def _blank(self) -> NDArray[np.uint8]:
+        size = self.preprocessing.image_size
+        return np.zeros((self._batch, size, size, 3), np.uint8)
 
     def _distorted(self, keys: Sequence[bytes], place: int, file: Readable) -> Pixels:
         assert self.views is not None

@@ -19,6 +19,7 @@ from finetune.models.allocator import keep_freed_memory
 from finetune.models.backbone import BackboneSpec
 from finetune.models.freezing import Depth
 from finetune.run import Run
+from finetune.training.attempts import Search
 from finetune.training.choice import keep_choice, narrowed
 from finetune.training.colours import colour_pca
 from finetune.training.deadline import Clock, Deadline
@@ -27,7 +28,7 @@ from finetune.training.head_only import fit_head, probed_start, save_checkpoints
 from finetune.training.imbalance import Handling, choose_handling
 from finetune.training.layers import fit_layers
 from finetune.training.processes import Processes
-from finetune.training.search import RESERVE_S, Found, Search, search_heads
+from finetune.training.search import RESERVE_S, Found, search_heads
 from finetune.training.settling import require_used, settle_image_size
 from finetune.training.start import Start, fresh_start
 from finetune.training.timing import seconds_a_training_photo
@@ -99,7 +100,7 @@ def _fit_further(found: Found, head: Fitted, depth: Depth, run: Run, processes: 
     config, manifest = search.config, search.manifest
     if depth == "head":
         return None
-    if config.freeze.mode == "auto" and found.best.judged.accuracy == 1:
+    if config.freeze.mode == "auto" and head.judged.accuracy == 1:
         log.info("every validation photo is right: nothing is fine-tuned")
         return None
     start = probed_start(found)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -11,27 +13,52 @@ from finetune.config import TrainConfig
 from finetune.models.head import Head
 from finetune.training.deep_head import WEIGHT_DECAY, DeepFit, fit_deep_head, refit_deep_head
 from finetune.training.features import Features
-from finetune.training.imbalance import Judgement
-from finetune.training.loss import ClassificationLoss
-from finetune.training.probe import LinearFit, fit_linear
+from finetune.training.imbalance import Handling
+from finetune.training.probe import LinearFit, cross_validate, fit_linear
 
 HeadFit = LinearFit | DeepFit
 
 
-def fit_heads(
+def cross_validated(
     config: TrainConfig,
     features: Features,
     targets: Sequence[int],
+    folds: Sequence[int],
     classes: int,
-    loss: ClassificationLoss,
-    judge: Callable[[Tensor], Judgement],
+    handling: Handling,
+) -> list[tuple[float, Tensor]]:
+    """Return each penalty's weight and the logits (M, classes) of the rows with a fold of 0 or more, in their order,
+    by heads that learned from the rows of other folds and of -1."""
+    if not config.head.hidden:
+        loss = handling.training_loss(targets, classes)
+        answers = cross_validate(features, targets, folds, classes, config.probe.l2, loss)
+        return list(zip(config.probe.l2, answers, strict=True))
+    fold, wanted = np.array(folds), np.array(targets)
+    logits = torch.zeros(len(fold), classes)
+    for number in range(fold.max() + 1):
+        learned, held_out = fold != number, fold == number
+        known, unknown = wanted[learned].tolist(), wanted[held_out].tolist()
+        fit = fit_once(config, WEIGHT_DECAY, features[learned], known, classes, handling, features[held_out], unknown)
+        logits[torch.from_numpy(held_out)] = fit.logits(features[held_out])
+    return [(WEIGHT_DECAY, logits[torch.from_numpy(fold >= 0)])]
+
+
+def fit_once(
+    config: TrainConfig,
+    l2: float,
+    features: Features,
+    targets: Sequence[int],
+    classes: int,
+    handling: Handling,
     held_out: Features,
-) -> list[tuple[float, HeadFit]]:
-    """Return heads with the weight of their penalty; judge: from logits of the held-out photos (M, F)."""
-    if config.head.hidden:
-        deep = fit_deep_head(config.head, features, targets, classes, loss, judge, held_out, config.seed)
-        return [(WEIGHT_DECAY, deep)]
-    return list(zip(config.probe.l2, fit_linear(features, targets, classes, config.probe.l2, loss), strict=True))
+    held_out_targets: Sequence[int],
+) -> HeadFit:
+    """Return a head that has not learned from the held-out rows; one with hidden layers is stopped by them."""
+    loss = handling.training_loss(targets, classes)
+    if not config.head.hidden:
+        return fit_linear(features, targets, classes, [l2], loss)[0]
+    judge = partial(handling.judge, targets=torch.tensor(held_out_targets))
+    return fit_deep_head(config.head, features, targets, classes, loss, judge, held_out, config.seed)
 
 
 def refit(
@@ -41,9 +68,10 @@ def refit(
     features: Features,
     targets: Sequence[int],
     classes: int,
-    loss: ClassificationLoss,
+    handling: Handling,
 ) -> HeadFit:
     """Fit the same head again, to more photos."""
+    loss = handling.training_loss(targets, classes)
     if isinstance(fit, DeepFit):
         return refit_deep_head(config.head, features, targets, classes, loss, fit.epochs, config.seed)
     return fit_linear(features, targets, classes, [l2], loss)[0]

@@ -30,17 +30,15 @@ def fit_head(found: Found) -> Fitted:
     manifest = search.manifest
     train, val = manifest.of("train"), manifest.of("val")
     log.info(
-        "chosen: %s at %d px, features=%s, l2=%g; refitting",
-        *(found.attempt.backbone, found.attempt.image_size, best.features, best.l2),
+        "chosen: %s at %d px, features=%s, l2=%g, validation accuracy %.1f %%; refitting",
+        *(found.attempt.backbone, found.attempt.image_size, best.features, best.l2, 100 * found.judged.accuracy),
     )
     rows, targets = found.attempt.rows((*train, *val), best.features)
-    loss = search.handling.training_loss(targets, len(manifest.classes))
-    again = refit(search.config, best.fit, best.l2, rows, targets, len(manifest.classes), loss)
+    again = refit(search.config, found.fit, best.l2, rows, targets, len(manifest.classes), search.handling)
     classifier = _assemble(found, again)
     classifier.backbone.requires_grad_(False)
     # calibrated on photos that this head has not seen; the refitted one has seen them all
-    unseen = best.fit.logits(kept.of(manifest, val, best.features))
-    classifier.temperature.fill_(fit_temperature(unseen, manifest.targets(val)))
+    classifier.temperature.fill_(fit_temperature(found.unseen, manifest.targets(val)))
 
     def score(photos: Sequence[Photo]) -> torch.Tensor:
         if search.device.type == "cuda":  # kept features were computed in half precision
@@ -56,8 +54,8 @@ def fit_head(found: Found) -> Fitted:
         classifier=classifier,
         preprocessing=kept.preprocessing,
         weights_from=found.attempt.built[1],
-        judged=best.judged,
-        val_logits=unseen,
+        judged=found.judged,
+        val_logits=found.unseen,
         trainable_parameters=sum(parameter.numel() for parameter in classifier.head.parameters()),
         photos_seen=found.photos_seen,
         metrics=found.rows,
@@ -68,7 +66,7 @@ def fit_head(found: Found) -> Fitted:
 def probed_start(found: Found) -> Start:
     """Return the network with the best head as it was fitted to the training photos alone."""
     kept = found.attempt.kept
-    return Start(kept.spec, _assemble(found, found.best.fit), kept.preprocessing, found.attempt.built[1], found.rows)
+    return Start(kept.spec, _assemble(found, found.fit), kept.preprocessing, found.attempt.built[1], found.rows)
 
 
 def _assemble(found: Found, fit: HeadFit) -> Classifier:

@@ -57,9 +57,20 @@ class Handling:
         """logits: (N, classes) of validation photos, targets: (N,)."""
         answers = logits.argmax(1)
         accuracy, balanced = (answers == targets).double().mean().item(), balanced_accuracy(answers, targets)
-        plainly = self.method == "none"
-        loss = ClassificationLoss(None if plainly else class_weights(targets, logits.shape[1]))(logits, targets).item()
-        return Judgement(accuracy, balanced, loss, rank=(accuracy if plainly else balanced, -loss))
+        weights = None if self.plain else class_weights(targets, logits.shape[1])
+        loss = ClassificationLoss(weights)(logits, targets).item()
+        return Judgement(accuracy, balanced, loss, rank=(accuracy if self.plain else balanced, -loss))
+
+    @property
+    def plain(self) -> bool:
+        """Whether candidates are judged by figures in which every photo, not every class, counts the same."""
+        return self.method == "none"
+
+    def photo_weights(self, targets: Tensor) -> Tensor:
+        """Return (N,): how much each photo counts in the accuracy that is judged by."""
+        if self.plain:
+            return torch.ones(len(targets))
+        return 1 / torch.bincount(targets)[targets]
 
 
 def choose_handling(config: ImbalanceConfig, depth: Depth, labels: Sequence[str]) -> Handling:

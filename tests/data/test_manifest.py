@@ -224,8 +224,8 @@ def test_the_file_has_a_header_and_a_line_a_photo(photos: Path, tmp_path: Path) 
     manifest.save(tmp_path / "manifest.csv")
     lines = (tmp_path / "manifest.csv").read_text().splitlines()
     first = manifest.photos[0]
-    assert lines[0] == "path,label,split,sha256,problem,group,width,height"
-    assert lines[1] == f"blue/0.jpg,blue,{first.split},{first.sha256},,,80,60"
+    assert lines[0] == "path,label,split,sha256,problem,group,width,height,together,split_from"
+    assert lines[1] == f"blue/0.jpg,blue,{first.split},{first.sha256},,,80,60,,drawn"
     assert len(lines) == 25
 
 

@@ -13,10 +13,11 @@ from omegaconf import OmegaConf
 from finetune.cli import conf_dir
 from finetune.config import TrainConfig
 from finetune.schema import parse
+from finetune.training.attempts import Attempt, Search, image_sizes, plan_attempts
 from finetune.training.deadline import Deadline
 from finetune.training.features import KeptFeatures
 from finetune.training.imbalance import choose_handling
-from finetune.training.search import Attempt, Found, Search, image_sizes, plan_attempts, search_heads
+from finetune.training.search import Found, search_heads
 from finetune.training.watching import Watch
 from tests.conftest import manifest_of
 
@@ -119,7 +120,7 @@ def test_the_file_of_weights_is_the_first_backbones(photos: Path, monkeypatch: p
         asked.append((name, weights))
         raise InterruptedError
 
-    monkeypatch.setattr("finetune.training.search.build_backbone", build)
+    monkeypatch.setattr("finetune.training.attempts.build_backbone", build)
     search = searched(photos, NO_LIMIT, "model.weights=some.pth", "probe.backbones=[test_efficientnet]")
     for backbone in ("test_resnet", "test_efficientnet"):
         with pytest.raises(InterruptedError):
