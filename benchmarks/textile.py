@@ -51,15 +51,15 @@ def peer(script: str, epochs: int) -> Way:
 
 
 WAYS: dict[str, Way] = {
-    "finetune, default": ours(),
-    "finetune, 1 minute": ours("budget_minutes=1"),
-    "finetune, 3 minutes": ours("budget_minutes=3"),
-    "finetune, 10 minutes": ours("budget_minutes=10"),
+    "finetune default": ours(),
+    "finetune 1 minute": ours("budget_minutes=1"),
+    "finetune 3 minutes": ours("budget_minutes=3"),
+    "finetune 10 minutes": ours("budget_minutes=10"),
     "fastai fine_tune(1)": peer("fastai_fine_tune.py", 1),
     "fastai fine_tune(3)": peer("fastai_fine_tune.py", 3),
     "fastai fine_tune(5)": peer("fastai_fine_tune.py", 5),
-    "timm loop, 3 epochs": peer("timm_loop.py", 3),
-    "timm loop, 12 epochs": peer("timm_loop.py", 12),
+    "timm loop 3 epochs": peer("timm_loop.py", 3),
+    "timm loop 12 epochs": peer("timm_loop.py", 12),
 }
 
 
