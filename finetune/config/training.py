@@ -37,6 +37,10 @@ class ModelConfig(Section):
         description="stochastic depth: chance that the deepest block is skipped, less for those below; 0: none"
     )
 
+    def weights_of(self, backbone: str) -> str:
+        """Return where a backbone's weights come from; a file is that of the configured one."""
+        return self.weights if backbone == self.backbone or self.weights == "none" else "auto"
+
 
 class FreezeConfig(Section):
     mode: Literal["auto", "head", "partial", "full", "gradual", "lp_ft"] = Field(
@@ -216,7 +220,7 @@ class TrainerConfig(Section):
         "goes by the number of training photos: {0: 500, 20000: 10000}; null: max_epochs alone"
     )
     patience: Annotated[int, Field(ge=1)] | None = Field(
-        description="epochs without a better validation loss before stopping; null: never stop early"
+        description="epochs without a better one on the validation photos before stopping; null: never stop early"
     )
     search_steps: Annotated[int, Field(ge=20)] = Field(
         description="optimizer.learning_rate=auto: most steps of the search; it ends where training diverges"

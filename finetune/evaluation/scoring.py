@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import NamedTuple
 
@@ -24,6 +24,8 @@ from finetune.serving.predictor import Predictor
 # On a CPU the activations of a few photos stay in the cache: larger batches are slower.
 CPU_BATCH, GPU_BATCH = 4, 64
 
+Images = NDArray[np.uint8]
+
 
 class Answers(NamedTuple):
     """probabilities: (N, classes) of the photos that were read; refused: why others were not, by their number."""
@@ -38,12 +40,11 @@ def score_fast(classifier: Classifier, preprocessing: Preprocessing, files: Sequ
         return score_with_torch(classifier, preprocessing, files)
     graph = quick_graph(classifier, preprocessing.image_size, output="logits")
     session = open_session(graph, device="cpu").ort
-    pixels = ordered_map(lambda file: load_pixels(file, preprocessing), files)
-    shown = iter(track(pixels, "scoring photos", total=len(files)))
-    logits = []
-    while batch := list(islice(shown, CPU_BATCH)):
-        logits.append(torch.from_numpy(session.run(None, {INPUT: np.stack(batch)})[0]))
-    return torch.cat(logits)
+
+    def run(images: Images) -> Tensor:
+        return torch.from_numpy(session.run(None, {INPUT: images})[0])
+
+    return _score(run, CPU_BATCH, preprocessing, files)
 
 
 def score_with_torch(classifier: Classifier, preprocessing: Preprocessing, files: Sequence[Readable]) -> Tensor:
@@ -52,14 +53,23 @@ def score_with_torch(classifier: Classifier, preprocessing: Preprocessing, files
     device = classifier.temperature.device
     if device.type == "cpu":
         keep_freed_memory()
-    size = GPU_BATCH if device.type == "cuda" else CPU_BATCH
+
+    def run(images: Images) -> Tensor:
+        with torch.inference_mode():
+            logits: Tensor = classifier(torch.from_numpy(images).to(device)).float().cpu()
+        return logits
+
+    return _score(run, GPU_BATCH if device.type == "cuda" else CPU_BATCH, preprocessing, files)
+
+
+def _score(
+    run: Callable[[Images], Tensor], batch_size: int, preprocessing: Preprocessing, files: Sequence[Readable]
+) -> Tensor:
     pixels = ordered_map(lambda file: load_pixels(file, preprocessing), files)
     shown = iter(track(pixels, "scoring photos", total=len(files)))
     logits = []
-    with torch.inference_mode():
-        while batch := list(islice(shown, size)):
-            images = torch.from_numpy(np.stack(batch)).to(device)
-            logits.append(classifier(images).float().cpu())
+    while batch := list(islice(shown, batch_size)):
+        logits.append(run(np.stack(batch)))
     return torch.cat(logits)
 
 

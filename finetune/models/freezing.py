@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
@@ -48,6 +48,14 @@ class FreezingPlan:
         """Return the names of the parameters that train in an epoch, counted from 0."""
         opened = (group for group in self.groups if group.from_epoch is not None and group.from_epoch <= epoch)
         return frozenset(name for group in opened for name in group.names)
+
+    def within(self, epochs: int) -> FreezingPlan:
+        """Return the plan of a training of so many epochs: what would begin after the last one stays frozen."""
+        groups = (
+            group if group.from_epoch is None or group.from_epoch < epochs else replace(group, from_epoch=None)
+            for group in self.groups
+        )
+        return replace(self, groups=tuple(groups))
 
     @cached_property
     def ever(self) -> frozenset[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -30,6 +31,8 @@ log = logging.getLogger(__name__)
 
 # Sizes are rounded to what most backbones shrink a photo by.
 SIZE_STEP = 32
+# Times the backbone's own size, at most.
+LARGEST_FACTOR = 4
 
 
 @dataclass(frozen=True)
@@ -68,10 +71,10 @@ class Attempt:
     def built(self) -> tuple[KeptFeatures, str]:
         """The features and where the weights came from; built when it is this one's turn."""
         config = self.search.config
-        weights = config.model.weights
-        if self.backbone != config.model.backbone and weights not in ("auto", "none"):
-            log.info("%s: model.weights=%s is %s's file, so auto", self.backbone, weights, config.model.backbone)
-            weights = "auto"
+        weights = config.model.weights_of(self.backbone)
+        if weights != config.model.weights:
+            given, its = config.model.weights, config.model.backbone
+            log.info("%s: model.weights=%s is %s's file, so %s", self.backbone, given, its, weights)
         drop_path, drop_stages = config.model.drop_path, config.model.drop_stages
         backbone, origin = build_backbone(self.backbone, self.image_size, weights, drop_path, drop_stages)
         preprocessing = Preprocessing(
@@ -155,6 +158,17 @@ def image_sizes(config: TrainConfig, backbone: str) -> list[int]:
         return [own_px]
     rounded = {round(own_px * factor / SIZE_STEP) * SIZE_STEP for factor in config.probe.size_factors}
     return sorted({max(SIZE_STEP, size) for size in rounded})
+
+
+def larger_attempt(attempt: Attempt) -> Attempt | None:
+    """Return the same backbone at twice the area, where the configuration and the architecture leave that open."""
+    if attempt.search.config.data.image_size != "auto" or not takes_any_size(attempt.backbone):
+        return None
+    size = round(math.sqrt(2) * attempt.image_size / SIZE_STEP) * SIZE_STEP
+    if size > LARGEST_FACTOR * describe_backbone(attempt.backbone).image_size:
+        return None
+    cost_s = attempt.cost_s * (size / attempt.image_size) ** 2
+    return Attempt(attempt.search, attempt.backbone, size, cost_s)
 
 
 def _views(search: Search, preprocessing: Preprocessing) -> Views:

@@ -37,9 +37,8 @@ def narrowed(config: TrainConfig, run: Run) -> TrainConfig:
     if config.budget_minutes is None or not _path(run).is_file():
         return config
     choice = Choice.model_validate_json(_path(run).read_text(encoding="utf-8"))
-    model = {"backbone": choice.backbone, "features": choice.features}
-    if choice.backbone != config.model.backbone and config.model.weights != "none":
-        model["weights"] = "auto"  # a file is the first backbone's
+    weights = config.model.weights_of(choice.backbone)
+    model = {"backbone": choice.backbone, "features": choice.features, "weights": weights}
     sections = {
         "model": config.model.model_copy(update=model),
         "data": config.data.model_copy(update={"image_size": choice.image_size}),

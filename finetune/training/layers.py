@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -67,6 +66,7 @@ def fit_layers(
     step = TrainingStep(classifier, plan, config.optimizer, config.trainer.precision, size_px, device)
     data = _photo_data(config, handling, start.preprocessing, step, manifest, run)
     config = settle_epochs(config, photos, len(data.of(processes.share).batches))
+    plan = _opening(plan, config.trainer.max_epochs)
     mixing = configured_mixing(config.augment, photos, len(manifest.classes), config.seed)
     targets = manifest.targets(manifest.of("train"))
     loss = handling.training_loss(targets, len(manifest.classes), config.trainer.label_smoothing)
@@ -85,11 +85,24 @@ def fit_layers(
         update=lambda rows: watch.update([*start.rows, *rows]),
         show=watch.show,
     )
-    if run.pixels.exists():
-        shutil.rmtree(run.pixels)
     _load_best(classifier, trained.best, plan.ever)
     classifier.to(device)
     return _conclude(depth, handling, start, plan, manifest, trained)
+
+
+def _opening(plan: FreezingPlan, epochs: int) -> FreezingPlan:
+    """Return the plan within so many epochs, and say so where some depths would begin after them."""
+    within = plan.within(epochs)
+    left_out = sum(group.from_epoch is not None for group in plan.groups) - sum(
+        group.from_epoch is not None for group in within.groups
+    )
+    if left_out:
+        log.warning(
+            "%d of %d depths would begin to train after the last of %d epochs and stay frozen: raise "
+            "trainer.max_epochs or lower freeze.epochs_per_group",
+            *(left_out, len(plan.groups), epochs),
+        )
+    return within
 
 
 def _prepared(config: TrainConfig, start: Start) -> Classifier:
@@ -135,6 +148,8 @@ def _conclude(
     def judge() -> Judgement:
         return handling.judge(score(val), torch.tensor(wanted))
 
+    # patience or a time limit may have ended the training before all depths had begun
+    trained_ever = plan.within(len(trained.rows)).ever
     epochs = stir(classifier, trained.ingredients, judge) if trained.ingredients else ()
     logits = score(val)
     classifier.temperature.fill_(fit_temperature(logits, wanted))
@@ -147,7 +162,7 @@ def _conclude(
         weights_from=start.weights_from,
         judged=handling.judge(logits, torch.tensor(wanted)),
         val_logits=logits,
-        trainable_parameters=sum(p.numel() for name, p in classifier.named_parameters() if name in plan.ever),
+        trainable_parameters=sum(p.numel() for name, p in classifier.named_parameters() if name in trained_ever),
         photos_seen=len(manifest.of("train")) * len(trained.rows),
         metrics=[*start.rows, *trained.rows],
         score=score,

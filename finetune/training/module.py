@@ -59,7 +59,8 @@ class FineTuner(pl.LightningModule):
     """Trains what the plan says of a classifier; the rest stays bit-identical.
 
     judge: from logits (N, classes) and targets (N,) of all validation photos; mixing: blends the batches that are
-    trained on, and no others; clock: the learning rate falls by the steps or by the time, whichever is further on.
+    trained on, and no others; judged: what came of that in the last epoch; clock: the learning rate falls by the steps
+    or by the time, whichever is further on.
     """
 
     def __init__(
@@ -81,6 +82,7 @@ class FineTuner(pl.LightningModule):
         self.answer: Callable[[Tensor], Tensor] = classifier.__call__
         self.epoch_loss = EpochLoss()
         self.validated: list[Batch] = []
+        self.judged: Judgement | None = None
 
     def train(self, mode: bool = True) -> FineTuner:
         """Every way back to training mode, Lightning's included, leaves the frozen parts in eval mode."""
@@ -127,7 +129,7 @@ class FineTuner(pl.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         logits, targets = (torch.cat(parts) for parts in zip(*self.validated, strict=True))
-        judged = self.judge(logits, targets)
+        self.judged = judged = self.judge(logits, targets)
         if not math.isfinite(judged.loss):
             # before a checkpoint of this epoch is written
             raise DivergedError(

@@ -23,7 +23,9 @@ def describe_plan(plan: FreezingPlan, learning_rate: float) -> str:
 
 def _treatment(numbered: Numbered) -> tuple[int | None, float, bool]:
     _, group = numbered
-    return group.from_epoch, group.rate, group.modules == "head"
+    # what is frozen learns at no rate
+    rate = 0.0 if group.from_epoch is None else group.rate
+    return group.from_epoch, rate, group.modules == "head"
 
 
 def _row(members: Sequence[Numbered], learning_rate: float) -> tuple[str, ...]:

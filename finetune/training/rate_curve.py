@@ -23,8 +23,8 @@ MOST_ABOVE_START = 1.5
 Numbers = NDArray[np.float64]
 
 
-def draw_rate_curve(rates: Numbers, losses: Numbers, smoothed: Numbers, chosen: float) -> Pixels:
-    """Draw the losses of single steps faintly, the smoothed ones over them, and the chosen rate."""
+def draw_rate_curve(rates: Numbers, losses: Numbers, smoothed: Numbers, chosen: float | None) -> Pixels:
+    """Draw the losses of single steps faintly, the smoothed ones over them, and the chosen rate if there is one."""
     sheet = blank(LEFT_PX + WIDTH_PX + MARGIN_PX, TOP_PX + HEIGHT_PX + 3 * FONT_PX + MARGIN_PX)
     low = float(smoothed.min())
     high = min(float(smoothed.max()), MOST_ABOVE_START * float(smoothed[0]))
@@ -48,12 +48,13 @@ def draw_rate_curve(rates: Numbers, losses: Numbers, smoothed: Numbers, chosen: 
     for values, colour, thick_px in ((losses, FAINT, 2), (smoothed, CURVE, 5)):
         points = np.array([place(*point) for point in zip(rates, values, strict=True)], dtype=np.int32)
         cv2.polylines(inside, [points - (0, TOP_PX)], False, colour, thick_px, cv2.LINE_AA)
-    nearest = int(np.abs(np.log(rates / chosen)).argmin())
-    x, y = place(chosen, float(smoothed[nearest]))
-    cv2.line(sheet, (x, TOP_PX), (x, TOP_PX + HEIGHT_PX), CHOSEN, 2, cv2.LINE_AA)
-    cv2.circle(sheet, (x, y), 11, CHOSEN, cv2.FILLED, cv2.LINE_AA)
     write(sheet, "training loss", (LEFT_PX, MARGIN_PX), PALE, FONT_PX)
-    _centred(sheet, f"chosen: {chosen:g}", x, MARGIN_PX + FONT_PX - 4, CHOSEN)
+    if chosen is not None:
+        nearest = int(np.abs(np.log(rates / chosen)).argmin())
+        x, y = place(chosen, float(smoothed[nearest]))
+        cv2.line(sheet, (x, TOP_PX), (x, TOP_PX + HEIGHT_PX), CHOSEN, 2, cv2.LINE_AA)
+        cv2.circle(sheet, (x, y), 11, CHOSEN, cv2.FILLED, cv2.LINE_AA)
+        _centred(sheet, f"chosen: {chosen:g}", x, MARGIN_PX + FONT_PX - 4, CHOSEN)
     _centred(sheet, "learning rate", LEFT_PX + WIDTH_PX // 2, TOP_PX + HEIGHT_PX + 2 * FONT_PX + 20, INK)
     return sheet
 

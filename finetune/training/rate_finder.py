@@ -41,17 +41,21 @@ DIVERGED = 4.0
 RECENT = 5
 # of the steps; a single batch is too noisy to be compared with another
 SMOOTHED_SHARE = 0.1
-# of the loss at the start; less is noise
-LEAST_FALL = 0.02
+# of the loss at the start, and in standard errors of what is averaged; less is noise
+LEAST_FALL, LEAST_ERRORS = 0.02, 4.0
 
 
 @dataclass(frozen=True)
 class RateCurve:
-    """Learning rates tried, rising, the loss (of one step) at each, and the same averaged over neighbours."""
+    """Learning rates tried, rising, the loss (of one step) at each, and the same averaged over neighbours.
+
+    reach: how many on each side, fewer at the ends.
+    """
 
     rates: NDArray[np.float64]
     losses: NDArray[np.float64]
     smoothed: NDArray[np.float64]
+    reach: int
 
     @classmethod
     def of(cls, rates: list[float], losses: list[float], steps: int) -> RateCurve:
@@ -59,7 +63,7 @@ class RateCurve:
         raw = np.array(losses)
         reach = max(1, round(SMOOTHED_SHARE * steps) // 2)
         smoothed = [raw[max(0, number - reach) : number + reach + 1].mean() for number in range(len(raw))]
-        return cls(np.array(rates), raw, np.array(smoothed))
+        return cls(np.array(rates), raw, np.array(smoothed), reach)
 
     def suggestion(self) -> float:
         """Return the rate at which the loss has done half of its fall.
@@ -69,10 +73,13 @@ class RateCurve:
         bottom = int(self.smoothed.argmin())
         start = float(self.smoothed[0])
         fall = start - float(self.smoothed[bottom])
-        if not fall > LEAST_FALL * start:
+        # of a difference of two means, the first of which has neighbours on one side only
+        scatter = float((self.losses - self.smoothed)[: max(bottom + 1, 4 * self.reach)].std())
+        error = scatter * math.sqrt(1 / (self.reach + 1) + 1 / (2 * self.reach + 1))
+        if not fall > max(LEAST_FALL * start, LEAST_ERRORS * error):
             raise FinetuneError(
-                f"optimizer.learning_rate=auto: the loss falls at no rate from {LOWEST:g} to {self.rates[-1]:g}; "
-                "choose a number, or more trainer.search_steps"
+                f"optimizer.learning_rate=auto: the loss falls at no rate from {LOWEST:g} to {self.rates[-1]:g} by "
+                "more than chance; choose a number, or more trainer.search_steps"
             )
         above = np.flatnonzero(self.smoothed[:bottom] > start - fall / 2)
         return float(f"{self.rates[above[-1] + 1]:.2g}")
@@ -114,6 +121,7 @@ def _find(config: TrainConfig, module: FineTuner, data: PhotoData, device: torch
         )
         trainer.fit(searched, train_dataloaders=loader)
     curve = RateCurve.of(rising.rates, rising.losses, steps)
+    _save(curve, None, run)
     rate = curve.suggestion()
     _save(curve, rate, run)
     log.info("learning rate: %g, found in %.0f s; %s", rate, time.monotonic() - started, run.learning_rate_curve)
@@ -151,11 +159,14 @@ class RisingRate(pl.Callback):
         if math.isfinite(loss):
             self.rates.append(self.rate)
             self.losses.append(loss)
-        self.recent.append(float(np.mean(self.losses[-RECENT:])))
-        trainer.should_stop = not math.isfinite(loss) or self.recent[-1] > DIVERGED * min(self.recent)
+        if len(self.losses) >= RECENT:
+            self.recent.append(float(np.mean(self.losses[-RECENT:])))
+        diverged = bool(self.recent) and self.recent[-1] > DIVERGED * min(self.recent)
+        trainer.should_stop = not math.isfinite(loss) or diverged
 
 
-def _save(curve: RateCurve, rate: float, run: Run) -> None:
+def _save(curve: RateCurve, rate: float | None, run: Run) -> None:
+    """rate: the chosen one; None where there is none yet."""
     with replacing(run.learning_rate_curve.with_suffix(".csv")) as beside, beside.open("w", newline="") as file:
         table = csv.writer(file)
         table.writerow(("learning_rate", "loss", "smoothed_loss"))

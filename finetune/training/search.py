@@ -12,10 +12,12 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import compress
+from typing import NamedTuple
 
 import torch
 
-from finetune.training.attempts import Attempt, Candidate, Search, expect, plan_attempts
+from finetune.training.attempts import Attempt, Candidate, Search, expect, larger_attempt, plan_attempts
 from finetune.training.fitted import Metrics
 from finetune.training.head_fits import HeadFit, fit_once
 from finetune.training.imbalance import Judgement
@@ -65,6 +67,13 @@ class Found:
         return search.handling.judge(self.unseen, torch.tensor(search.manifest.targets(search.manifest.of("val"))))
 
 
+class _Tried(NamedTuple):
+    """An attempt and the best of its candidates."""
+
+    attempt: Attempt
+    candidate: Candidate
+
+
 class _Tries:
     """All that has been tried so far."""
 
@@ -97,53 +106,66 @@ def search_heads(search: Search) -> Found:
     trial = plan_trial(search.manifest, search.config.seed)
     tries = _Tries(search)
     attempts = plan_attempts(search)
-    running = _screen(attempts, trial, tries)
-    found: Found | None = None
-    for attempt in [each for each in running if _fits(each, trial)] or attempts[:1]:
-        if found is not None and not _fits(attempt, trial, found.attempt):
-            continue
-        best = tries.make(attempt, trial, running[running.index(attempt) + 1 :] if attempt in running else ())
-        if found is not None and best.judged.rank <= found.best.judged.rank:
-            attempt.release()
-        else:
-            if found is not None:
-                found.attempt.release()
-            found = Found(attempt, best)
-    assert found is not None
-    found.rows, found.photos_seen = tries.rows, tries.photos_seen
+    sample = trial.sample(max(search.config.probe.sample, LEAST_A_CLASS * len(search.manifest.classes)))
+    if len(attempts) > 1 and 2 * len(sample.photos) <= len(trial.photos):
+        running = _running(_climb(tries, _try_in_turn(tries, attempts, sample, trial), sample, trial), sample)
+        still = [attempt for attempt in running if _fits(attempt, trial)] or attempts[:1]
+        tried = _try_in_turn(tries, still, trial, trial)
+    else:
+        tried = _climb(tries, _try_in_turn(tries, attempts, trial, trial), trial, trial)
+    best = _leader(tried)
+    found = Found(best.attempt, best.candidate, tries.rows, tries.photos_seen)
     if trial.folds > 1:
         found.rows.append(_row(found.attempt, found.best, validation(search.manifest), found.judged, 0.0))
     return found
 
 
-def _screen(attempts: Sequence[Attempt], trial: Trial, tries: _Tries) -> list[Attempt]:
-    """Return the attempts that are not clearly behind on a sample, cheapest first; all where a sample saves nothing."""
-    search = tries.search
-    sample = trial.sample(max(search.config.probe.sample, LEAST_A_CLASS * len(search.manifest.classes)))
-    if len(attempts) == 1 or 2 * len(sample.photos) > len(trial.photos):
-        return list(attempts)
-    best: dict[int, Candidate] = {}
-    leader: int | None = None
+def _try_in_turn(tries: _Tries, attempts: Sequence[Attempt], trial: Trial, whole: Trial) -> list[_Tried]:
+    """Try the first, and each of the others whose trial on the whole still fits; only the best stays in memory."""
+    tried: list[_Tried] = []
     for number, attempt in enumerate(attempts):
-        if best and not _fits(attempt, trial):
+        if tried and not _fits(attempt, whole, _leader(tried).attempt):
             continue
-        best[number] = tries.make(attempt, sample, attempts[number + 1 :])
-        if leader is not None and best[number].judged.rank <= best[leader].judged.rank:
-            attempt.release()
-        else:
-            if leader is not None:
-                attempts[leader].release()
-            leader = number
-    assert leader is not None
+        tried.append(_Tried(attempt, tries.make(attempt, trial, attempts[number + 1 :])))
+        _release_all_but(_leader(tried), tried)
+    return tried
+
+
+def _climb(tries: _Tries, tried: list[_Tried], trial: Trial, whole: Trial) -> list[_Tried]:
+    """Where there is a time limit and the largest size is the best, go on to larger ones while they are better."""
+    while tries.search.deadline.is_set:
+        best = _leader(tried).attempt
+        larger = larger_attempt(best)
+        known = [each.attempt.image_size for each in tried if each.attempt.backbone == best.backbone]
+        if larger is None or best.image_size < max(known) or not _fits(larger, whole, best):
+            break
+        tried = [*tried, _Tried(larger, tries.make(larger, trial, ()))]
+        _release_all_but(_leader(tried), tried)
+    return tried
+
+
+def _running(tried: Sequence[_Tried], sample: Trial) -> list[Attempt]:
+    """Return the attempts that are not clearly behind on a sample, cheapest first."""
+    search, leader = tried[0].attempt.search, _leader(tried)
     weights = search.handling.photo_weights(torch.tensor(search.manifest.targets(sample.held_out)))
-    behind = {number: _lead(best[leader], each, weights) > MOST_BEHIND for number, each in best.items()}
-    if any(behind.values()):
-        named = ", ".join(f"{attempts[k].backbone} at {attempts[k].image_size} px" for k in best if behind[k])
-        log.info("behind by more than chance, so not tried on the other photos: %s", named)
-    return [attempts[number] for number in best if not behind[number]]
+    behind = [lead(leader.candidate, each.candidate, weights) > MOST_BEHIND for each in tried]
+    if any(behind):
+        named = (f"{each.attempt.backbone} at {each.attempt.image_size} px" for each in compress(tried, behind))
+        log.info("behind by more than chance, so not tried on the other photos: %s", ", ".join(named))
+    return [each.attempt for each, is_behind in zip(tried, behind, strict=True) if not is_behind]
 
 
-def _lead(leader: Candidate, other: Candidate, weights: torch.Tensor) -> float:
+def _release_all_but(kept: _Tried, tried: Sequence[_Tried]) -> None:
+    for each in tried:
+        if each is not kept:
+            each.attempt.release()
+
+
+def _leader(tried: Sequence[_Tried]) -> _Tried:
+    return max(tried, key=lambda each: each.candidate.judged.rank)
+
+
+def lead(leader: Candidate, other: Candidate, weights: torch.Tensor) -> float:
     """Return by how many standard errors one is ahead, from photos that only one of them has right (McNemar 1947)."""
     difference = (leader.right.double() - other.right.double()) * weights
     spread = difference.square().sum().sqrt().item()
@@ -163,6 +185,7 @@ def _fits(attempt: Attempt, trial: Trial, better: Attempt | None = None) -> bool
             "%s at %d px: not tried, it would take about %.0f s and %.0f s are left",
             *(attempt.backbone, attempt.image_size, math.ceil(needed_s), max(0.0, left_s)),
         )
+        attempt.release()
     return needed_s <= left_s
 
 

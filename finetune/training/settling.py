@@ -57,6 +57,11 @@ def require_used(config: TrainConfig, depth: Depth) -> None:
             "optimizer.learning_rate=auto searches for as long as it takes, which budget_minutes does not know; "
             "give a rate, or leave the limit out"
         )
+    if config.freeze.mode in ("auto", "lp_ft") and depth != "head" and config.optimizer.learning_rate == "auto":
+        raise FinetuneError(
+            f"optimizer.learning_rate=auto looks for the rate at which a loss falls, and freeze={config.freeze.mode} "
+            "begins with a fitted head, whose loss is low already; give a rate"
+        )
     ignored = {
         "optimizer.l1": config.optimizer.l1 > 0,
         "trainer.ema_decay": config.trainer.ema_decay is not None,
@@ -79,5 +84,5 @@ def require_used(config: TrainConfig, depth: Depth) -> None:
         chosen = "freeze=auto came to head" if config.freeze.mode == "auto" else "freeze=head"
         raise FinetuneError(
             f"{chosen}, which learns from kept features and does not use {', '.join(given)}; "
-            "leave that out, or choose freeze=partial, full or gradual"
+            "leave that out (a recipe= may have set it), or choose freeze=partial, full or gradual"
         )

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint, RichProgressBar
+from pytorch_lightning.callbacks import Callback, RichProgressBar
 
 from finetune.config import TrainConfig
 from finetune.data.datamodule import PhotoData, loading_workers
 from finetune.run import Run
 from finetune.training.averaging import MovingAverage
+from finetune.training.best_epochs import BestEpochs
 from finetune.training.callbacks import EpochRows, StopInTime
 from finetune.training.checkpointing import StatisticsOnce
 from finetune.training.checkpoints import LastCheckpoint
@@ -25,7 +26,6 @@ from finetune.training.module import FineTuner, quiet_trainer
 from finetune.training.processes import Processes
 from finetune.training.randomness import SeededBatches
 from finetune.training.resuming import fit_or_resume
-from finetune.training.soup import Ingredients
 from finetune.training.spread import AgreedClock, spread
 
 
@@ -60,24 +60,29 @@ def train_share(
     """
     data = data.of(processes.share, loading_workers(config.data.num_workers, processes.world.local_size))
     rows = EpochRows(update)
-    best = ModelCheckpoint(run.checkpoints, filename="best", monitor="val_loss", enable_version_counter=False)
+    best = BestEpochs(run.checkpoints, patience=config.trainer.patience)
     last = LastCheckpoint(run.checkpoints / "last.ckpt", config.trainer.checkpoint_minutes)
-    # before the last checkpoint is written, which holds what they have
-    ingredients = Ingredients(run.ingredients, config.trainer.soup)
+    ingredients = BestEpochs(run.ingredients, config.trainer.soup, "epoch={}.ckpt")
     callbacks: list[Callback] = [SeededBatches(config.seed), FiniteLoss(config)]
     callbacks += [FirstBatch(run.path / "augmented.png", data.manifest.classes, show), rows]
-    callbacks += _optional(config, processes.device, ingredients)
+    callbacks += _optional(config, processes.device)
     if module.clock is not None:
         module.clock = agreed = AgreedClock(module.clock, processes)
         callbacks += [agreed, StopInTime(agreed)]
+    if config.trainer.soup > 1:
+        callbacks.append(ingredients)
+    # the last checkpoint holds what the others have, so it comes after them
+    callbacks += [best, last]
     on_terminal = sys.stderr.isatty()
+    if on_terminal:
+        callbacks.append(RichProgressBar())
     trainer = quiet_trainer(
         **spread(config.trainer.strategy, processes, module, data),
         max_epochs=config.trainer.max_epochs,
         precision=config.trainer.precision,
         accumulate_grad_batches=config.trainer.accumulate,
         gradient_clip_val=config.trainer.clip_norm,
-        callbacks=[*callbacks, best, last, *([RichProgressBar()] if on_terminal else [])],
+        callbacks=callbacks,
         enable_progress_bar=on_terminal,
         default_root_dir=run.path,
     )
@@ -85,17 +90,13 @@ def train_share(
         module.answer = compiled(module.classifier, processes.device)
     advise = advise if processes.world.size == 1 else smaller_shares
     fit_or_resume(trainer, module, data, last.path, advise)
-    return Trained(Path(best.best_model_path), ingredients.ranked(), rows.rows, last.earlier_s)
+    return Trained(best.paths()[0], ingredients.paths(), rows.rows, last.earlier_s)
 
 
-def _optional(config: TrainConfig, device: torch.device, ingredients: Ingredients) -> Iterator[Callback]:
+def _optional(config: TrainConfig, device: torch.device) -> Iterator[Callback]:
     """Give what the configuration switches on."""
     if config.trainer.ema_decay is not None:
         yield MovingAverage(config.trainer.ema_decay, device)
-    if config.trainer.patience is not None:
-        yield EarlyStopping("val_loss", patience=config.trainer.patience)
-    if config.trainer.soup > 1:
-        yield ingredients
     if config.trainer.gradient_checkpointing:
         yield StatisticsOnce()
     if config.trainer.compile:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
-from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import Tensor
 
 from finetune.errors import FinetuneError
@@ -17,17 +16,6 @@ from finetune.training.imbalance import Judgement
 log = logging.getLogger(__name__)
 
 State = dict[str, Tensor]
-
-
-class Ingredients(ModelCheckpoint):
-    """Keeps the epochs with the lowest validation loss; a class of its own, for Lightning to tell its state by."""
-
-    def __init__(self, folder: Path, count: int) -> None:
-        super().__init__(folder, filename="{epoch}", monitor="val_loss", save_top_k=count, enable_version_counter=False)
-
-    def ranked(self) -> list[Path]:
-        """Return the checkpoints, the best first."""
-        return sorted(map(Path, self.best_k_models), key=lambda path: float(self.best_k_models[str(path)]))
 
 
 def stir(classifier: Classifier, ingredients: list[Path], judge: Callable[[], Judgement]) -> tuple[int, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 import shutil
 import time
 from typing import Literal
@@ -83,8 +84,8 @@ def _train(config: TrainConfig, spec: BackboneSpec, audited: Audit, run: Run, pr
         seconds = fitted.earlier_s + time.monotonic() - started
         result = _finish(config, manifest, run, fitted, seconds)
         watch.conclude(result)
-    lines = [summarise(result), f"report: {run.report}", f"next: finetune export run={run.path} output=models"]
-    return "\n".join(lines)
+    then = shlex.join(["finetune", "export", f"run={run.path}", "output=models"])
+    return "\n".join([summarise(result), f"report: {run.report}", f"next: {then}"])
 
 
 def summarise(result: Result) -> str:
@@ -147,20 +148,36 @@ def _finish(config: TrainConfig, manifest: Manifest, run: Run, fitted: Fitted, s
     test_logits = fitted.score(test) if test else None
     scores = None if test_logits is None else _measure(fitted, manifest, test_logits)
     run.save_weights(fitted.classifier)
-    zeros = zero_share(fitted.classifier)
+    result = _result(config, manifest, fitted, scores, _calibration(fitted, manifest, test_logits), seconds)
     if config.optimizer.l1:
-        log.info("optimizer.l1=%g: %.1f %% of the trained weights are exactly 0", config.optimizer.l1, 100 * zeros)
-    result = Result(
+        share = 100 * result.zero_share
+        log.info("optimizer.l1=%g: %.1f %% of the trained weights are exactly 0", config.optimizer.l1, share)
+    write_report(run.report, result, manifest, scores, fitted.metrics)
+    run.save_result(result)
+    for no_longer_needed in (run.ingredients, run.pixels):
+        shutil.rmtree(no_longer_needed, ignore_errors=True)
+    return result
+
+
+def _result(
+    config: TrainConfig,
+    manifest: Manifest,
+    fitted: Fitted,
+    scores: Scores | None,
+    calibration: Calibration,
+    seconds: float,
+) -> Result:
+    return Result(
         val_accuracy=fitted.judged.accuracy,
         val_balanced_accuracy=fitted.judged.balanced_accuracy,
         test_accuracy=scores.accuracy if scores else None,
         test_balanced_accuracy=scores.balanced_accuracy if scores else None,
-        calibration=_calibration(fitted, manifest, test_logits),
+        calibration=calibration,
         train_seconds=round(seconds, 2),
         images_per_second=round(fitted.photos_seen / seconds, 2),
         trainable_parameters=fitted.trainable_parameters,
         total_parameters=sum(parameter.numel() for parameter in fitted.classifier.parameters()),
-        zero_share=zeros,
+        zero_share=zero_share(fitted.classifier),
         soup_epochs=fitted.soup_epochs,
         freeze=fitted.freeze,
         imbalance=fitted.handling.method,
@@ -181,10 +198,6 @@ def _finish(config: TrainConfig, manifest: Manifest, run: Run, fitted: Fitted, s
         seed=config.seed,
         versions=versions(),
     )
-    write_report(run.report, result, manifest, scores, fitted.metrics)
-    run.save_result(result)
-    shutil.rmtree(run.ingredients, ignore_errors=True)
-    return result
 
 
 def _calibration(fitted: Fitted, manifest: Manifest, test_logits: Tensor | None) -> Calibration:

@@ -195,3 +195,16 @@ def test_kept_statistics_stay_while_everything_else_of_a_batch_norm_trains() -> 
     norms = [module for module in classifier.backbone.modules() if isinstance(module, torch.nn.BatchNorm2d)]
     assert norms
     assert all(norm.weight.grad is not None for norm in norms)
+
+
+def test_what_would_begin_after_the_last_epoch_stays_frozen() -> None:
+    classifier = build("test_resnet")
+    whole = plan(classifier, "gradual", epochs_per_group=1.0)
+    within = whole.within(3)
+    begins = [group.from_epoch for group in whole.groups]
+    assert [group.from_epoch for group in within.groups] == [
+        begin if begin is not None and begin < 3 else None for begin in begins
+    ]
+    assert None in [group.from_epoch for group in within.groups]
+    assert within.ever == whole.trainable(2)
+    assert whole.within(100) == whole

@@ -97,6 +97,19 @@ def test_a_signal_at_any_moment_saves_and_the_same_command_makes_what_an_undistu
     assert outcome(tmp_path / "run") == whole
 
 
+def test_a_run_folder_that_was_moved_goes_on_where_it_is_now(
+    two_dozen: Path, whole: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["train", f"data.root={two_dozen}", *WORDS]
+    with monkeypatch.context() as patched:
+        stop_in(patched, "training_step", 2, 1)
+        assert run([*words, f"output={tmp_path / 'before'}"]) == 130
+    (tmp_path / "before").rename(tmp_path / "after")
+    assert run([*words, f"output={tmp_path / 'after'}"]) == 0
+    assert outcome(tmp_path / "after") == whole
+    assert not (tmp_path / "before").exists()
+
+
 def test_a_second_signal_ends_at_once(
     two_dozen: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -49,6 +49,16 @@ def test_a_loss_that_falls_nowhere_is_an_error() -> None:
         rising.suggestion()
 
 
+def test_noise_is_not_taken_for_a_fall() -> None:
+    refused = 0
+    for seed in range(100):
+        try:
+            curve(1 + 0.3 * np.random.default_rng(seed).normal(size=100)).suggestion()
+        except FinetuneError:
+            refused += 1
+    assert refused >= 97
+
+
 def test_the_picture_marks_the_chosen_rate_where_it_lies() -> None:
     drawn = curve(fall(1e-2))
     picture = draw_rate_curve(drawn.rates, drawn.losses, drawn.smoothed, 10**-2.5)

@@ -13,13 +13,14 @@ from omegaconf import OmegaConf
 from finetune.cli import conf_dir
 from finetune.config import TrainConfig
 from finetune.schema import parse
-from finetune.training.attempts import Attempt, Search, image_sizes, plan_attempts
+from finetune.training.attempts import Attempt, Candidate, Search, image_sizes, larger_attempt, plan_attempts
 from finetune.training.deadline import Deadline
 from finetune.training.features import KeptFeatures
-from finetune.training.imbalance import choose_handling
-from finetune.training.search import Found, search_heads
+from finetune.training.imbalance import Judgement, choose_handling
+from finetune.training.search import Found, lead, search_heads
+from finetune.training.trial import Trial
 from finetune.training.watching import Watch
-from tests.conftest import manifest_of
+from tests.conftest import manifest_of, paint_folder
 
 CPU = torch.device("cpu")
 WORDS = ("model.backbone=test_resnet", "model.weights=none", "probe.l2=[0.01,1.0]")
@@ -78,6 +79,7 @@ def test_without_time_only_the_cheapest_is_tried(photos: Path, caplog: pytest.Lo
 
 def test_what_was_computed_before_takes_no_time(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(KeptFeatures, "seconds_a_photo", lambda _: 100.0)
+    monkeypatch.setattr("finetune.training.search.expect", lambda *_: None)
     words = ("probe.size_factors=[0.2,0.4]",)
     a_minute = Deadline(time.monotonic() + 60)
     first = search_heads(searched(photos, a_minute, *words))
@@ -126,3 +128,74 @@ def test_the_file_of_weights_is_the_first_backbones(photos: Path, monkeypatch: p
         with pytest.raises(InterruptedError):
             _ = Attempt(search, backbone, 64).kept
     assert asked == [("test_resnet", "some.pth"), ("test_efficientnet", "auto")]
+
+
+@pytest.fixture
+def many_photos(tmp_path: Path) -> Path:
+    return paint_folder(tmp_path / "many", 24)
+
+
+def test_what_a_sample_shows_to_be_behind_does_not_see_the_other_photos(
+    many_photos: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def candidates(attempt: Attempt, trial: Trial) -> list[Candidate]:
+        right = torch.arange(len(trial.held_out)) < {32: 4, 64: 15, 96: 16}[attempt.image_size]
+        accuracy = right.double().mean().item()
+        return [Candidate("last", 1.0, Judgement(accuracy, accuracy, 1.0, (accuracy, -1.0)), right)]
+
+    monkeypatch.setattr(Attempt, "candidates", candidates)
+    search = searched(many_photos, NO_LIMIT, "probe.size_factors=[0.2,0.4,0.6]", "probe.sample=20")
+    with caplog.at_level(logging.INFO, "finetune"):
+        found = search_heads(search)
+    # the last row is the best head's on the validation photos
+    seen = [(row["image_size"], row["photos"]) for row in found.rows[:-1]]
+    whole = len(search.manifest.of("train", "val"))
+    assert seen == [(32, 20), (64, 20), (96, 20), (64, whole), (96, whole)]
+    assert "so not tried on the other photos: test_resnet at 32 px" in caplog.text
+    assert "built" in found.attempt.__dict__
+
+
+def test_few_photos_are_not_sampled(photos: Path) -> None:
+    found = search_heads(searched(photos, NO_LIMIT, "probe.size_factors=[0.2,0.4]", "probe.sample=20"))
+    assert {row["photos"] for row in found.rows} == {len(found.attempt.search.manifest.of("train", "val"))}
+
+
+def test_with_time_left_sizes_go_on_while_the_largest_is_the_best(
+    photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def candidates(attempt: Attempt, trial: Trial) -> list[Candidate]:
+        accuracy = {32: 0.5, 64: 0.6, 96: 0.7, 128: 0.65}[attempt.image_size]
+        right = torch.arange(len(trial.held_out)) < accuracy * len(trial.held_out)
+        return [Candidate("last", 1.0, Judgement(accuracy, accuracy, 1.0, (accuracy, -1.0)), right)]
+
+    monkeypatch.setattr(Attempt, "candidates", candidates)
+    words = ("probe.size_factors=[0.2,0.4]",)
+    with_time = search_heads(searched(photos, Deadline(time.monotonic() + 3600), *words))
+    assert tried(with_time) == [("test_resnet", size) for size in (32, 64, 96, 128)]
+    assert with_time.attempt.image_size == 96
+    assert tried(search_heads(searched(photos, NO_LIMIT, *words))) == [("test_resnet", 32), ("test_resnet", 64)]
+
+
+def test_sizes_do_not_go_on_for_ever(photos: Path) -> None:
+    search = searched(photos, NO_LIMIT)
+    sizes = [160]
+    attempt: Attempt | None = Attempt(search, "test_resnet", 160, cost_s=1.0)
+    while attempt := larger_attempt(attempt):
+        sizes.append(attempt.image_size)
+        assert attempt.cost_s == pytest.approx((attempt.image_size / 160) ** 2)
+    assert sizes == [160, 224, 320, 448, 640]
+    assert larger_attempt(Attempt(searched(photos, NO_LIMIT, "data.image_size=64"), "test_resnet", 64)) is None
+    assert larger_attempt(Attempt(search, "test_vit", 160)) is None
+
+
+def test_one_is_ahead_by_what_only_one_of_two_has_right() -> None:
+    def candidate(right: str) -> Candidate:
+        return Candidate("last", 1.0, Judgement(0, 0, 0, (0, 0)), torch.tensor([answer == "1" for answer in right]))
+
+    even = torch.ones(8)
+    assert lead(candidate("11111111"), candidate("11111111"), even) == 0
+    assert lead(candidate("11111100"), candidate("11000000"), even) == pytest.approx(2)
+    assert lead(candidate("11110000"), candidate("00001111"), even) == 0
+    # a class of which there are few counts more
+    rare = torch.tensor([4.0, *[1.0] * 7])
+    assert lead(candidate("10000000"), candidate("00000001"), rare) == pytest.approx(3 / 17**0.5)

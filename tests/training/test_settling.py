@@ -89,7 +89,7 @@ def test_what_a_fitted_head_would_ignore_is_refused(
     chosen = "freeze=auto came to head" if freeze == "auto" else "freeze=head"
     assert capsys.readouterr().err.splitlines()[-1] == (
         f"finetune train: {chosen}, which learns from kept features and does not use {word.partition('=')[0]}; "
-        "leave that out, or choose freeze=partial, full or gradual"
+        "leave that out (a recipe= may have set it), or choose freeze=partial, full or gradual"
     )
 
 
@@ -148,3 +148,11 @@ def test_a_rate_for_a_number_of_photos_needs_that_of_a_batch(
         "optimizer.learning_rate=0.003 per 512 is wrong: in proportion to the photos of a step it needs data.batch_size"
     )
     assert said in capsys.readouterr().err
+
+
+def test_a_rate_is_not_looked_for_where_a_fitted_head_has_brought_the_loss_down(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [f"data.root={photos}", f"output={tmp_path / 'run'}", *TINY, "optimizer.learning_rate=auto"]
+    assert run(["train", *words, "freeze=lp_ft"]) == 2
+    assert "freeze=lp_ft begins with a fitted head, whose loss is low already; give a rate" in capsys.readouterr().err

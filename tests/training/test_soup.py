@@ -87,7 +87,8 @@ def test_a_soup_is_never_worse_on_validation_than_its_best_epoch(
     caplog.set_level("INFO", "finetune")
     assert run([*words, f"output={tmp_path / 'run'}", "trainer.soup=4"]) == 0
     result = json.loads((tmp_path / "run" / "result.json").read_text())
-    rows = sorted(table(tmp_path / "run" / "metrics.csv"), key=lambda row: float(row["val_loss"]))
+    rows = table(tmp_path / "run" / "metrics.csv")
+    rows.sort(key=lambda row: (-float(row["val_accuracy"]), float(row["val_loss"])))
     epochs = result["soup_epochs"]
     assert epochs[0] == int(rows[0]["epoch"])
     assert set(epochs) <= {int(row["epoch"]) for row in rows[:4]}
