@@ -1,15 +1,18 @@
 """Photos a second of full fine-tuning, the time to the first step, and memory: Lightning here, a bare loop, fastai.
 
-    python benchmarks/fine_tuning.py [TURNS]
+    python benchmarks/fine_tuning.py [--turns 3] [--backbone NAME] [--batch 32] [--bf16] [--without fastai]
 
-Each way trains all of tf_efficientnet_lite0 on the same 200 textile photos of each class, 224 px, 32 at a time, in a
-process of its own, in turns, TURNS (3) times. The bare loop has the same network, optimizer, loader and distortions as
-`finetune train`, and nothing around them. fastai (`pip install '.[peers]'`) has its own loader and distortions.
-The first steps, in which memory is taken and workers start, are not counted.
+Each way trains all of a network, with random weights, on the same 200 textile photos of each class, 224 px, in a
+process of its own, in turns. The bare loop has the same network, optimizer, loader and distortions as `finetune train`,
+and nothing around them. fastai (`pip install '.[peers]'`) has its own loader and distortions. Where there is a GPU it
+is used. The first steps, in which memory is taken and workers start, are not counted.
+
+On a GPU: `--backbone resnet50 --batch 128 --bf16` and `--backbone vit_base_patch16_224 --batch 128 --bf16`.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import resource
 import statistics
@@ -21,7 +24,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 
-BATCH, STEPS, UNTIMED = 32, 12, 4
+STEPS, UNTIMED = 12, 4
 BEGAN = time.monotonic()
 
 
@@ -40,27 +43,43 @@ class Stopwatch:
         if len(self.times) > UNTIMED + STEPS:
             raise Enough
 
-    def told(self) -> dict[str, float]:
+    def told(self, batch: int) -> dict[str, float]:
+        import torch
+
         seconds = self.times[-1] - self.times[UNTIMED]
-        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        return {"photos_s": BATCH * STEPS / seconds, "first_step_s": self.times[0] - BEGAN, "megabytes": memory}
+        own = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        taken = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else own
+        return {"photos_s": batch * STEPS / seconds, "first_step_s": self.times[0] - BEGAN, "megabytes": taken / 2**20}
 
 
-def with_finetune(photos: Path, watch: Stopwatch) -> None:
+def words_of(given: argparse.Namespace, photos: Path) -> list[str]:
+    """Return what `finetune train` is told; the bare loop reads it too."""
+    words = [f"data.root={photos}", f"output={photos.parent / 'run'}", "freeze=full", f"data.batch_size={given.batch}"]
+    words += [
+        f"model.backbone={given.backbone}",
+        "model.weights=none",
+        "data.image_size=224",
+        "trainer.max_epochs=9999",
+    ]
+    return [*words, *(["trainer.precision=bf16-mixed"] if given.bf16 else [])]
+
+
+def with_finetune(given: argparse.Namespace, photos: Path, watch: Stopwatch) -> None:
     from finetune.cli import run
     from finetune.training.module import FineTuner
 
     ordinary = FineTuner.training_step
 
     def timed(self: FineTuner, *arguments: object) -> object:
+        _wait_for_gpu()
         watch.step()
         return ordinary(self, *arguments)  # type: ignore[arg-type]
 
     FineTuner.training_step = timed  # type: ignore[method-assign,assignment]
-    run(["train", f"data.root={photos}", f"output={photos.parent / 'run'}", "freeze=full", f"data.batch_size={BATCH}"])
+    run(["train", *words_of(given, photos)])
 
 
-def with_a_bare_loop(photos: Path, watch: Stopwatch) -> None:
+def with_a_bare_loop(given: argparse.Namespace, photos: Path, watch: Stopwatch) -> None:
     import torch
     from hydra import compose, initialize_config_dir
     from omegaconf import OmegaConf
@@ -78,43 +97,57 @@ def with_a_bare_loop(photos: Path, watch: Stopwatch) -> None:
     from finetune.training.start import fresh_start
 
     with initialize_config_dir(str(conf_dir().resolve()), version_base="1.3"):
-        composed = compose("train", [f"data.root={photos}", "output=run", "freeze=full"])
+        composed = compose("train", words_of(given, photos))
     config = parse(TrainConfig, OmegaConf.to_container(composed, resolve=True))  # type: ignore[arg-type]
     manifest = audit(config.data, config.seed).require_trainable()
     start = fresh_start(config, describe_backbone(config.model.backbone), manifest)
     keep_freed_memory()
-    model = start.classifier.to(memory_format=torch.channels_last).train()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = start.classifier.to(device).to(memory_format=torch.channels_last).train()
     components = colour_components(config.augment, manifest.files(manifest.of("train")))
     augmentation = Augmentation(config.augment, start.preprocessing, components)
     pixels = take_pixels("none", manifest, {"train": augmentation.stage}, photos.parent)
-    loader = PhotoData(manifest, pixels, augmentation, BATCH, "auto", config.seed).train_dataloader()
+    loader = PhotoData(manifest, pixels, augmentation, given.batch, "auto", config.seed).train_dataloader()
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.optimizer.peak)
     for _ in range(1 + (UNTIMED + STEPS) // len(loader)):
         for images, targets in loader:
+            _wait_for_gpu()
             watch.step()
             optimizer.zero_grad()
-            torch.nn.functional.cross_entropy(model(images), targets).backward()
+            with torch.autocast(device.type, torch.bfloat16, enabled=given.bf16):
+                logits = model(images.to(device, non_blocking=True))
+                loss = torch.nn.functional.cross_entropy(logits, targets.to(device, non_blocking=True))
+            loss.backward()
             optimizer.step()
 
 
-def with_fastai(photos: Path, watch: Stopwatch) -> None:
+def with_fastai(given: argparse.Namespace, photos: Path, watch: Stopwatch) -> None:
     from fastai.vision.all import Callback, ImageDataLoaders, Resize, aug_transforms, vision_learner
 
     class Told(Callback):
         def before_batch(self) -> None:
             if self.training:
+                _wait_for_gpu()
                 watch.step()
 
     loaders = ImageDataLoaders.from_folder(
-        photos / "train", valid_pct=0.2, seed=0, item_tfms=Resize(224), batch_tfms=aug_transforms(), bs=BATCH
+        photos / "train", valid_pct=0.2, seed=0, item_tfms=Resize(224), batch_tfms=aug_transforms(), bs=given.batch
     )
-    learner = vision_learner(loaders, "tf_efficientnet_lite0", pretrained=False, cbs=Told())
+    learner = vision_learner(loaders, given.backbone, pretrained=False, cbs=Told())
+    learner = learner.to_bf16() if given.bf16 else learner
     learner.unfreeze()
     with learner.no_bar(), learner.no_logging():
-        learner.fit(3)
+        learner.fit(9999)
 
 
-WAYS: dict[str, Callable[[Path, Stopwatch], None]] = {
+def _wait_for_gpu() -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+WAYS: dict[str, Callable[[argparse.Namespace, Path, Stopwatch], None]] = {
     "finetune train freeze=full": with_finetune,
     "bare loop": with_a_bare_loop,
     "fastai": with_fastai,
@@ -122,24 +155,44 @@ WAYS: dict[str, Callable[[Path, Stopwatch], None]] = {
 
 
 def main() -> None:
-    if len(sys.argv) > 2:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--backbone", default="tf_efficientnet_lite0")
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--bf16", action="store_true")
+    parser.add_argument("--without", action="append", choices=WAYS, default=[])
+    # of the processes that this one starts
+    parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
+    parser.add_argument("--photos", type=Path, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.way:
         watch = Stopwatch()
         try:
-            WAYS[sys.argv[1]](Path(sys.argv[2]), watch)
+            WAYS[given.way](given, given.photos, watch)
         except Enough:
-            print(json.dumps(watch.told()), flush=True)
+            print(json.dumps(watch.told(given.batch)), flush=True)
         return
     measured: dict[str, list[dict[str, float]]] = defaultdict(list)
-    for turn in range(int(sys.argv[1]) if len(sys.argv) > 1 else 3):
-        for way in WAYS:
-            with tempfile.TemporaryDirectory() as folder:
-                photos = Path(folder) / "photos"
-                scripts = Path(__file__).parent.parent / "scripts"
-                subprocess.run([sys.executable, str(scripts / "sample_data.py"), str(photos), "200"], check=True)
-                command = [sys.executable, __file__, way, str(photos)]
-                done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=folder)
-            measured[way].append(json.loads(done.stdout.splitlines()[-1]))
+    for turn in range(given.turns):
+        for way in (way for way in WAYS if way not in given.without):
+            measured[way].append(measure(way))
             print(turn, way, measured[way][-1], flush=True)
+    show(measured)
+
+
+def measure(way: str) -> dict[str, float]:
+    """Train one way in a process of its own, with the options that this one was given."""
+    with tempfile.TemporaryDirectory() as folder:
+        photos = Path(folder) / "photos"
+        scripts = Path(__file__).parent.parent / "scripts"
+        subprocess.run([sys.executable, str(scripts / "sample_data.py"), str(photos), "200"], check=True)
+        command = [sys.executable, __file__, *sys.argv[1:], "--way", way, "--photos", str(photos)]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, cwd=folder)
+    told: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return told
+
+
+def show(measured: dict[str, list[dict[str, float]]]) -> None:
     bare = statistics.median(row["photos_s"] for row in measured["bare loop"])
     print(f"{'':<30}{'photos/s':>10}{'of bare':>10}{'first step':>12}{'MB':>8}")
     for way, rows in measured.items():
