@@ -8,9 +8,9 @@ global or absent. Which of them are taken is decided by seed 0.
 
 from __future__ import annotations
 
+import argparse
 import random
 import shutil
-import sys
 from pathlib import Path
 
 from conformal_clip_data import textile_simulated_root
@@ -23,6 +23,8 @@ def write_sample(output: Path, per_class: int = 200) -> None:
     complete = output / ".complete"
     if complete.is_file() and complete.read_text() == str(per_class):
         return
+    if output.exists() and not complete.is_file() and any(output.iterdir()):
+        raise SystemExit(f"{output} holds other files; name a new folder")
     shutil.rmtree(output, ignore_errors=True)
     shuffle = random.Random(SEED)
     for folder in sorted(path for path in textile_simulated_root().iterdir() if path.is_dir()):
@@ -37,4 +39,8 @@ def write_sample(output: Path, per_class: int = 200) -> None:
 
 
 if __name__ == "__main__":
-    write_sample(Path(sys.argv[1]), *(int(number) for number in sys.argv[2:]))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("output", type=Path)
+    parser.add_argument("per_class", type=int, nargs="?", default=200)
+    given = parser.parse_args()
+    write_sample(given.output, given.per_class)

@@ -84,15 +84,13 @@ class FreezeConfig(Section):
 class ProbeConfig(Section):
     """freeze=head: a linear head on the features of a frozen backbone."""
 
-    l2: list[Annotated[float, Field(gt=0)]] = Field(
-        min_length=1, description="weights of the L2 penalty to try; validation chooses"
-    )
+    l2: list[Annotated[float, Field(gt=0)]] = Field(min_length=1, description="weights of the L2 penalty to try")
     size_factors: list[Annotated[float, Field(gt=0)]] = Field(
         min_length=1, description="data.image_size=auto tries the backbone's own size times each of these"
     )
     sample: Annotated[int, Field(ge=1)] = Field(
-        description="photos on which every size and backbone is tried first; what is behind there by more than chance "
-        "does not see the others"
+        description="photos on which every size and backbone is tried first, where there are several; what is behind there "
+        "by more than a standard error does not see the others. As many again where val/ is named, 4 a class at least"
     )
     backbones: list[str] = Field(description="further backbones to try beside model.backbone, cheapest first")
     views: Annotated[int, Field(ge=0)] = Field(

@@ -22,6 +22,7 @@ from finetune.models.backbone import FeatureSet, build_backbone, describe_backbo
 from finetune.preprocess import Preprocessing
 from finetune.training.deadline import Deadline
 from finetune.training.features import Features, KeptFeatures, Views, feature_folder
+from finetune.training.fitted import Metrics
 from finetune.training.head_fits import cross_validated
 from finetune.training.imbalance import Handling, Judgement
 from finetune.training.trial import Trial
@@ -37,7 +38,10 @@ LARGEST_FACTOR = 4
 
 @dataclass(frozen=True)
 class Search:
-    """What a search goes by; components: those of the training photos, where augmentation shifts colours."""
+    """What a search goes by.
+
+    components: those of the training photos, where augmentation shifts colours; rows: of a search that was killed.
+    """
 
     config: TrainConfig
     handling: Handling
@@ -46,6 +50,7 @@ class Search:
     deadline: Deadline
     watch: Watch
     components: ColourPCA | None = None
+    rows: Sequence[Metrics] = ()
 
 
 @dataclass(frozen=True)
@@ -93,8 +98,19 @@ class Attempt:
         return self.built[0]
 
     def passes(self, trial: Trial) -> int:
-        """Return how often a photo has to pass through the backbone for a trial."""
-        return self.kept.missing(trial.photos) + self.search.config.probe.views * len(trial.learned)
+        """Return how often a photo has to pass through the backbone for a trial and what is fitted after it."""
+        views = range(self.search.config.probe.views)
+        distorted = sum(self.kept.missing_of_view(trial.photos, view) for view in views)
+        return self.kept.missing(trial.photos) + distorted
+
+    @property
+    def test_s(self) -> float:
+        """What the test photos will take."""
+        return self.cost_s * self.kept.missing(self.search.manifest.of("test"))
+
+    def learned_from(self, trial: Trial) -> int:
+        """Return how many photos a trial shows to heads, distorted views among them."""
+        return len(trial.photos) + self.search.config.probe.views * len(trial.learned)
 
     def rows(self, photos: Sequence[Photo], features: FeatureSet) -> tuple[Features, list[int]]:
         """Return features to be learned from, those of distorted views after the plain ones, and their targets."""
@@ -111,10 +127,9 @@ class Attempt:
         found = []
         for name in self.kept.backbone.feature_sets if wished == "auto" else (wished,):
             rows, targets, folds = self._tried(trial, name)
-            for l2, logits in cross_validated(config, rows, targets, folds, len(manifest.classes), handling):
-                # distorted views come last, and are learned from only
-                own = logits[: len(wanted)]
-                found.append(Candidate(name, l2, handling.judge(own, wanted), own.argmax(1) == wanted))
+            own, classes = len(trial.photos), len(manifest.classes)
+            for l2, logits in cross_validated(config, rows, targets, folds, own, classes, handling):
+                found.append(Candidate(name, l2, handling.judge(logits, wanted), logits.argmax(1) == wanted))
         return found
 
     def _tried(self, trial: Trial, features: FeatureSet) -> tuple[Features, list[int], list[int]]:
@@ -164,7 +179,7 @@ def larger_attempt(attempt: Attempt) -> Attempt | None:
     """Return the same backbone at twice the area, where the configuration and the architecture leave that open."""
     if attempt.search.config.data.image_size != "auto" or not takes_any_size(attempt.backbone):
         return None
-    size = round(math.sqrt(2) * attempt.image_size / SIZE_STEP) * SIZE_STEP
+    size = max(1 + attempt.image_size // SIZE_STEP, round(math.sqrt(2) * attempt.image_size / SIZE_STEP)) * SIZE_STEP
     if size > LARGEST_FACTOR * describe_backbone(attempt.backbone).image_size:
         return None
     cost_s = attempt.cost_s * (size / attempt.image_size) ** 2

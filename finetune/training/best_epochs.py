@@ -41,15 +41,17 @@ class BestEpochs(Checkpoint):
         """Return the checkpoints, the best first."""
         return [self.folder / self.name.format(epoch) for _, _, epoch in self.kept]
 
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # not when a better one has been saved: until the last checkpoint is, a killed run would go on from before that
+        if trainer.is_global_zero:
+            for path in {*self.folder.glob(self.name.format("*"))} - {*self.paths()}:
+                path.unlink(missing_ok=True)
+
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         ranked: Ranked = (*pl_module.judged.rank, trainer.current_epoch)  # type: ignore[union-attr, misc]
-        before = self.paths()
         self.kept = sorted([*self.kept, ranked], key=lambda each: (-each[0], -each[1], each[2]))[: self.count]
         if ranked in self.kept:
             trainer.save_checkpoint(self.folder / self.name.format(trainer.current_epoch))
-            if trainer.is_global_zero:
-                for path in {*before} - {*self.paths()}:
-                    path.unlink(missing_ok=True)
         without = trainer.current_epoch - self.kept[0][2]
         if self.patience is not None and without >= self.patience:
             log.info("no better epoch in %d: training ends", without)

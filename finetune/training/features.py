@@ -67,7 +67,7 @@ class KeptFeatures:
     ) -> None:
         """folder: where all features are kept, each kind in a folder of its own; views: what `of_view` distorts by.
 
-        photo_s: seconds that a photo took the last time, decoded and computed; None before.
+        photo_s: seconds that a photo took the last time, decoded and computed; None before. computed_s: of all so far.
         """
         self.spec, self.preprocessing, self.device, self.views = spec, preprocessing, device, views
         self.module = _Everything(spec, backbone).eval()
@@ -77,6 +77,7 @@ class KeptFeatures:
         key = digest(spec.name, _weights_digest(self.module), preprocessing.model_dump_json(), columns, *made_by)
         self.store = FeatureStore(folder / key[:32], backbone.widest)
         self.photo_s: float | None = None
+        self.computed_s = 0.0
         self._run: Callable[[NDArray[np.uint8]], Features] | None = None
 
     @property
@@ -91,14 +92,21 @@ class KeptFeatures:
 
     def of_view(self, manifest: Manifest, photos: Sequence[Photo], view: int, features: FeatureSet) -> Features:
         """Return (N, width of the feature set) of a distorted copy of each photo; view: its number, from 0."""
-        assert self.views is not None
-        keys = [bytes.fromhex(digest(photo.sha256, self.views.described, str(view))) for photo in photos]
+        keys = self._view_keys(photos, view)
         self._complete(keys, manifest.files(photos), partial(self._distorted, keys))
         return self.store.gather(keys, self.backbone.columns(features))
 
     def missing(self, photos: Sequence[Photo]) -> int:
         """Return how many of the photos would have to be computed."""
         return len(self.store.missing([bytes.fromhex(photo.sha256) for photo in photos]))
+
+    def missing_of_view(self, photos: Sequence[Photo], view: int) -> int:
+        """Return how many of the distorted copies would have to be computed."""
+        return len(self.store.missing(self._view_keys(photos, view)))
+
+    def _view_keys(self, photos: Sequence[Photo], view: int) -> list[bytes]:
+        assert self.views is not None
+        return [bytes.fromhex(digest(photo.sha256, self.views.described, str(view))) for photo in photos]
 
     def seconds_a_photo(self) -> float:
         """Return how long one takes, measured on a blank one; decoding runs beside it."""
@@ -114,6 +122,7 @@ class KeptFeatures:
     ) -> None:
         if not self.store.missing(keys):
             return
+        started = time.monotonic()
         with self.store.writing():
             # once each: the same photo may stand in a folder twice
             missing = list({keys[place]: place for place in self.store.missing(keys)}.values())
@@ -127,7 +136,8 @@ class KeptFeatures:
                 rows = np.concatenate(together)
                 self.store.add([keys[place] for place in missing[done : done + len(rows)]], rows)
                 done += len(rows)
-            self.photo_s = (time.monotonic() - began) / len(missing)
+            self.photo_s = (time.monotonic() - began) / max(1, len(missing))
+        self.computed_s += time.monotonic() - started
 
     def _batches(self, pixels: Iterator[Pixels]) -> Iterator[Features]:
         while batch := list(islice(pixels, self._batch)):

@@ -67,8 +67,8 @@ def fit(
         return fit_layers(config, depth, handling, start, manifest, run, processes, watch, clock)
     components = colour_pca(config.augment, manifest, run) if config.probe.views else None
     handling = _handling(config, "head", manifest)
-    config = narrowed(config, run)
-    found = search_heads(Search(config, handling, manifest, processes.device, deadline, watch, components))
+    config, rows = narrowed(config, run)
+    found = search_heads(Search(config, handling, manifest, processes.device, deadline, watch, components, rows))
     head = fit_head(found)
     layers = _fit_further(found, head, depth, run, processes)
     if layers is None:

@@ -24,23 +24,30 @@ def cross_validated(
     features: Features,
     targets: Sequence[int],
     folds: Sequence[int],
+    own: int,
     classes: int,
     handling: Handling,
 ) -> list[tuple[float, Tensor]]:
-    """Return each penalty's weight and the logits (M, classes) of the rows with a fold of 0 or more, in their order,
-    by heads that learned from the rows of other folds and of -1."""
+    """Return each penalty's weight and the logits (M, classes) of the photos with a fold of 0 or more, in their order,
+    by heads that learned from the rows of other folds and of -1.
+
+    own: how many of the rows, the first ones, are photos as they are; the others are learned from only. Heads with
+    hidden layers are stopped by the photos that they are judged on, which flatters all of them alike.
+    """
     if not config.head.hidden:
         loss = handling.training_loss(targets, classes)
         answers = cross_validate(features, targets, folds, classes, config.probe.l2, loss)
-        return list(zip(config.probe.l2, answers, strict=True))
+        held_out_photos = sum(fold >= 0 for fold in folds[:own])
+        return [(l2, answer[:held_out_photos]) for l2, answer in zip(config.probe.l2, answers, strict=True)]
     fold, wanted = np.array(folds), np.array(targets)
-    logits = torch.zeros(len(fold), classes)
-    for number in range(fold.max() + 1):
-        learned, held_out = fold != number, fold == number
+    logits = torch.zeros(own, classes)
+    for number in np.unique(fold[fold >= 0]):
+        learned = fold != number
+        held_out = np.flatnonzero(fold[:own] == number)
         known, unknown = wanted[learned].tolist(), wanted[held_out].tolist()
         fit = fit_once(config, WEIGHT_DECAY, features[learned], known, classes, handling, features[held_out], unknown)
         logits[torch.from_numpy(held_out)] = fit.logits(features[held_out])
-    return [(WEIGHT_DECAY, logits[torch.from_numpy(fold >= 0)])]
+    return [(WEIGHT_DECAY, logits[torch.from_numpy(fold[:own] >= 0)])]
 
 
 def fit_once(

@@ -91,17 +91,15 @@ def fit_layers(
 
 
 def _opening(plan: FreezingPlan, epochs: int) -> FreezingPlan:
-    """Return the plan within so many epochs, and say so where some depths would begin after them."""
+    """Return the plan within so many epochs; says where some depths would begin after them, refuses where all would."""
     within = plan.within(epochs)
-    left_out = sum(group.from_epoch is not None for group in plan.groups) - sum(
-        group.from_epoch is not None for group in within.groups
-    )
-    if left_out:
-        log.warning(
-            "%d of %d depths would begin to train after the last of %d epochs and stay frozen: raise "
-            "trainer.max_epochs or lower freeze.epochs_per_group",
-            *(left_out, len(plan.groups), epochs),
-        )
+    planned, begun = (sum(group.from_epoch is not None for group in each.groups) for each in (plan, within))
+    advice = "train for more epochs, or lower freeze.epochs_per_group"
+    if begun == 1 < planned:
+        raise FinetuneError(f"no depth of the backbone begins to train within {epochs} epochs; {advice}")
+    if begun < planned:
+        late = planned - begun
+        log.warning("%d of %d depths would begin after the last of %d epochs; %s", late, planned, epochs, advice)
     return within
 
 

@@ -80,7 +80,7 @@ def cross_validate(
     """
     fold, wanted = np.array(folds), np.array(targets)
     answers = [torch.zeros(len(fold), classes) for _ in penalties]
-    for number in range(fold.max() + 1):
+    for number in np.unique(fold[fold >= 0]):
         learned, held_out = fold != number, fold == number
         fits = fit_linear(features[learned], wanted[learned].tolist(), classes, penalties, loss, ROUGHLY)
         for answer, fit in zip(answers, fits, strict=True):

@@ -41,6 +41,7 @@ DIVERGED = 4.0
 RECENT = 5
 # of the steps; a single batch is too noisy to be compared with another
 SMOOTHED_SHARE = 0.1
+STILL_SHARE = 0.2
 # of the loss at the start, and in standard errors of what is averaged; less is noise
 LEAST_FALL, LEAST_ERRORS = 0.02, 4.0
 
@@ -71,18 +72,20 @@ class RateCurve:
         About where it falls most steeply, but no matter of one noisy step. Raises FinetuneError where it falls at none.
         """
         bottom = int(self.smoothed.argmin())
-        start = float(self.smoothed[0])
+        # at the lowest rates nothing moves yet
+        still = self.losses[: max(1, round(STILL_SHARE * len(self.losses)))]
+        start = float(still.mean())
         fall = start - float(self.smoothed[bottom])
-        # of a difference of two means, the first of which has neighbours on one side only
+        # of a difference of two means
         scatter = float((self.losses - self.smoothed)[: max(bottom + 1, 4 * self.reach)].std())
-        error = scatter * math.sqrt(1 / (self.reach + 1) + 1 / (2 * self.reach + 1))
-        if not fall > max(LEAST_FALL * start, LEAST_ERRORS * error):
+        error = scatter * math.sqrt(1 / len(still) + 1 / (2 * self.reach + 1))
+        if bottom < len(still) or not fall > max(LEAST_FALL * start, LEAST_ERRORS * error):
             raise FinetuneError(
                 f"optimizer.learning_rate=auto: the loss falls at no rate from {LOWEST:g} to {self.rates[-1]:g} by "
-                "more than chance; choose a number, or more trainer.search_steps"
+                "more than chance; choose a number, larger batches or more trainer.search_steps"
             )
         above = np.flatnonzero(self.smoothed[:bottom] > start - fall / 2)
-        return float(f"{self.rates[above[-1] + 1]:.2g}")
+        return float(f"{self.rates[above[-1] + 1 if len(above) else bottom]:.2g}")
 
 
 def settle_learning_rate(
@@ -120,11 +123,17 @@ def _find(config: TrainConfig, module: FineTuner, data: PhotoData, device: torch
             default_root_dir=run.path,
         )
         trainer.fit(searched, train_dataloaders=loader)
+    if not rising.losses:
+        raise FinetuneError(
+            f"optimizer.learning_rate=auto: the loss is not a number at the lowest rate, {LOWEST:g}; "
+            "use other weights or trainer.precision=32-true"
+        )
     curve = RateCurve.of(rising.rates, rising.losses, steps)
     _save(curve, None, run)
+    log.info("learning rate: the curve is in %s", run.learning_rate_curve)
     rate = curve.suggestion()
     _save(curve, rate, run)
-    log.info("learning rate: %g, found in %.0f s; %s", rate, time.monotonic() - started, run.learning_rate_curve)
+    log.info("learning rate: %g, found in %.0f s", rate, time.monotonic() - started)
     return rate
 
 

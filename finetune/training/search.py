@@ -1,7 +1,7 @@
 """The search for the best head on a frozen backbone: over backbones, image sizes, feature sets and penalties.
 
-All are tried on a sample of the photos first; only those that it leaves in the running see the others. Cheapest first,
-so that whatever time there is gives the best answer that fits into it.
+Where there are many photos all are tried on a sample of them first, cheapest first; those that it leaves in the running
+see the others, the best first. So a search costs little more than one pass, and whatever time there is gives an answer.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ log = logging.getLogger(__name__)
 
 # For the last fit, the report and the files of the run.
 RESERVE_S = 5.0
-# Standard errors by which an attempt may be behind on the sample and still see the other photos.
+# Standard errors by which an attempt may be behind on the sample and still see the other photos. One in six that are as
+# good is lost by that, which costs less than a pass over all photos for each.
 MOST_BEHIND = 1.0
 # A sample of fewer photos a class says nothing.
 LEAST_A_CLASS = 4
@@ -75,20 +76,25 @@ class _Tried(NamedTuple):
 
 
 class _Tries:
-    """All that has been tried so far."""
+    """All that has been tried so far, and what it tells of the time that the rest will take."""
 
     def __init__(self, search: Search) -> None:
-        self.search, self.photos_seen = search, 0
-        self.rows: list[Metrics] = []
+        self.search = search
+        self.rows: list[Metrics] = list(search.rows)
+        self.seen: dict[tuple[str, int], int] = {}
+        self.fits_s = 0.0
 
     def make(self, attempt: Attempt, trial: Trial, others: Sequence[Attempt]) -> Candidate:
         """Try every head on an attempt; others: those of which it tells what they will take."""
-        started = time.monotonic()
+        started, computed_s = time.monotonic(), attempt.kept.computed_s
         tried = attempt.candidates(trial)
         seconds = time.monotonic() - started
+        # what a photo takes in all the fits
+        self.fits_s = (seconds - (attempt.kept.computed_s - computed_s)) / len(trial.photos)
         best = max(tried, key=lambda candidate: candidate.judged.rank)
         self.rows += [_row(attempt, candidate, trial, candidate.judged, seconds) for candidate in tried]
-        self.photos_seen += len(trial.photos) + self.search.config.probe.views * len(trial.learned)
+        # a sample is part of the whole that may follow
+        self.seen[attempt.backbone, attempt.image_size] = attempt.learned_from(trial)
         self.search.watch.update(self.rows)
         log.info(
             "%s at %d px: %s %.1f %%, balanced %.1f %%, on %d photos in %.0f s",
@@ -100,6 +106,32 @@ class _Tries:
             expect((attempt, *others), attempt, attempt.kept.photo_s)
         return best
 
+    def fit(self, attempt: Attempt, trial: Trial, whole: Trial, leader: Attempt | None = None) -> bool:
+        """Whether an attempt fits into the time that is left, with all that follows from it; leader: the best so far.
+
+        After a sample either of the two may have the whole to do, after the whole either of them the test photos.
+        """
+        if not self.search.deadline.is_set:
+            return True
+        leader = leader or attempt
+        needed_s = self._takes_s(attempt, trial) + max(attempt.test_s, leader.test_s)
+        if trial is not whole:
+            after_s = self._takes_s(leader, whole) + leader.test_s
+            needed_s = max(self._takes_s(attempt, whole) + attempt.test_s, self._takes_s(attempt, trial) + after_s)
+        left_s = self.search.deadline.left_s - RESERVE_S
+        if needed_s > left_s:
+            log.info(
+                "%s at %d px: not tried%s, it would take about %.0f s and %.0f s are left",
+                *(attempt.backbone, attempt.image_size),
+                " on the other photos" if (attempt.backbone, attempt.image_size) in self.seen else "",
+                *(math.ceil(needed_s), max(0.0, left_s)),
+            )
+            attempt.release()
+        return needed_s <= left_s
+
+    def _takes_s(self, attempt: Attempt, trial: Trial) -> float:
+        return attempt.cost_s * attempt.passes(trial) + self.fits_s * len(trial.photos)
+
 
 def search_heads(search: Search) -> Found:
     """Try what fits into the time, and the cheapest in any case."""
@@ -109,22 +141,23 @@ def search_heads(search: Search) -> Found:
     sample = trial.sample(max(search.config.probe.sample, LEAST_A_CLASS * len(search.manifest.classes)))
     if len(attempts) > 1 and 2 * len(sample.photos) <= len(trial.photos):
         running = _running(_climb(tries, _try_in_turn(tries, attempts, sample, trial), sample, trial), sample)
-        still = [attempt for attempt in running if _fits(attempt, trial)] or attempts[:1]
-        tried = _try_in_turn(tries, still, trial, trial)
+        cheapest = min(running, key=lambda attempt: attempt.cost_s)
+        first = next((attempt for attempt in running if tries.fit(attempt, trial, trial)), cheapest)
+        tried = _try_in_turn(tries, [first, *(attempt for attempt in running if attempt is not first)], trial, trial)
     else:
         tried = _climb(tries, _try_in_turn(tries, attempts, trial, trial), trial, trial)
     best = _leader(tried)
-    found = Found(best.attempt, best.candidate, tries.rows, tries.photos_seen)
+    found = Found(best.attempt, best.candidate, tries.rows, sum(tries.seen.values()))
     if trial.folds > 1:
         found.rows.append(_row(found.attempt, found.best, validation(search.manifest), found.judged, 0.0))
     return found
 
 
 def _try_in_turn(tries: _Tries, attempts: Sequence[Attempt], trial: Trial, whole: Trial) -> list[_Tried]:
-    """Try the first, and each of the others whose trial on the whole still fits; only the best stays in memory."""
+    """Try the first, and each of the others that still fits; only the best stays in memory."""
     tried: list[_Tried] = []
     for number, attempt in enumerate(attempts):
-        if tried and not _fits(attempt, whole, _leader(tried).attempt):
+        if tried and not tries.fit(attempt, trial, whole, _leader(tried).attempt):
             continue
         tried.append(_Tried(attempt, tries.make(attempt, trial, attempts[number + 1 :])))
         _release_all_but(_leader(tried), tried)
@@ -137,7 +170,7 @@ def _climb(tries: _Tries, tried: list[_Tried], trial: Trial, whole: Trial) -> li
         best = _leader(tried).attempt
         larger = larger_attempt(best)
         known = [each.attempt.image_size for each in tried if each.attempt.backbone == best.backbone]
-        if larger is None or best.image_size < max(known) or not _fits(larger, whole, best):
+        if larger is None or best.image_size < max(known) or not tries.fit(larger, trial, whole, best):
             break
         tried = [*tried, _Tried(larger, tries.make(larger, trial, ()))]
         _release_all_but(_leader(tried), tried)
@@ -145,14 +178,15 @@ def _climb(tries: _Tries, tried: list[_Tried], trial: Trial, whole: Trial) -> li
 
 
 def _running(tried: Sequence[_Tried], sample: Trial) -> list[Attempt]:
-    """Return the attempts that are not clearly behind on a sample, cheapest first."""
+    """Return the attempts that are not behind on a sample, the best first."""
     search, leader = tried[0].attempt.search, _leader(tried)
     weights = search.handling.photo_weights(torch.tensor(search.manifest.targets(sample.held_out)))
-    behind = [lead(leader.candidate, each.candidate, weights) > MOST_BEHIND for each in tried]
+    ordered = sorted(tried, key=lambda each: each.candidate.judged.rank, reverse=True)
+    behind = [lead(leader.candidate, each.candidate, weights) > MOST_BEHIND for each in ordered]
     if any(behind):
-        named = (f"{each.attempt.backbone} at {each.attempt.image_size} px" for each in compress(tried, behind))
-        log.info("behind by more than chance, so not tried on the other photos: %s", ", ".join(named))
-    return [each.attempt for each, is_behind in zip(tried, behind, strict=True) if not is_behind]
+        named = (f"{each.attempt.backbone} at {each.attempt.image_size} px" for each in compress(ordered, behind))
+        log.info("behind by more than a standard error, so not tried on the other photos: %s", ", ".join(named))
+    return [each.attempt for each, is_behind in zip(ordered, behind, strict=True) if not is_behind]
 
 
 def _release_all_but(kept: _Tried, tried: Sequence[_Tried]) -> None:
@@ -170,23 +204,6 @@ def lead(leader: Candidate, other: Candidate, weights: torch.Tensor) -> float:
     difference = (leader.right.double() - other.right.double()) * weights
     spread = difference.square().sum().sqrt().item()
     return difference.sum().item() / spread if spread else 0.0
-
-
-def _fits(attempt: Attempt, trial: Trial, better: Attempt | None = None) -> bool:
-    """Whether an attempt, and what is to be done after it, fits into the time that is left; better: best so far."""
-    search = attempt.search
-    if not search.deadline.is_set:
-        return True
-    # whichever is better has the test photos to do
-    after_s = max(each.cost_s * each.kept.missing(search.manifest.of("test")) for each in (attempt, better or attempt))
-    needed_s, left_s = attempt.cost_s * attempt.passes(trial) + after_s + RESERVE_S, search.deadline.left_s
-    if needed_s > left_s:
-        log.info(
-            "%s at %d px: not tried, it would take about %.0f s and %.0f s are left",
-            *(attempt.backbone, attempt.image_size, math.ceil(needed_s), max(0.0, left_s)),
-        )
-        attempt.release()
-    return needed_s <= left_s
 
 
 def _row(attempt: Attempt, candidate: Candidate, trial: Trial, judged: Judgement, seconds: float) -> Metrics:

@@ -6,6 +6,7 @@ nothing, so where there are few, all photos that are not for test take turns (cr
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +17,7 @@ from finetune.files import digest
 # So many validation photos put the error of an accuracy of 90 % below one point.
 ENOUGH_TO_VALIDATE = 1000
 FOLDS = 5
+MOST_IN_A_FOLD = 0.5
 
 
 @dataclass(frozen=True)
@@ -40,13 +42,23 @@ class Trial:
         return tuple(number for number, fold in enumerate(self.fold) if self.folds > 1 or fold < 0)
 
     def sample(self, most: int) -> Trial:
-        """Return a trial on so many of the photos that are held out and of the others, each class in proportion."""
+        """Return a trial on so many of the photos that are held out, and of the others.
+
+        Each class gives the same number, or all that it has: a few of a rare one would tell nothing about it.
+        """
         taken: list[int] = []
         for held_out in (True, False):
-            these = [number for number, fold in enumerate(self.fold) if (fold >= 0) == held_out]
-            these.sort(key=lambda number: (self.photos[number].label, self.photos[number].sha256))
-            count = min(most, len(these))
-            taken += [these[place * len(these) // count] for place in range(count)]
+            by_class: dict[str, list[int]] = defaultdict(list)
+            for number, fold in enumerate(self.fold):
+                if (fold >= 0) == held_out:
+                    by_class[self.photos[number].label].append(number)
+            left = most
+            for place, these in enumerate(sorted(by_class.values(), key=len)):
+                count = min(len(these), left // (len(by_class) - place))
+                these.sort(key=lambda number: self.photos[number].sha256)
+                taken += [these[turn * len(these) // count] for turn in range(count)]
+                left -= count
+        taken.sort()
         return Trial(tuple(self.photos[k] for k in taken), tuple(self.fold[k] for k in taken))
 
 
@@ -56,9 +68,10 @@ def plan_trial(manifest: Manifest, seed: int) -> Trial:
     if len(val) >= ENOUGH_TO_VALIDATE or any(photo.split_from == "source" for photo in val):
         return validation(manifest)
     photos = (*manifest.of("train"), *val)
-    dealt = Trial(photos, tuple(_deal(photos, seed)))
-    # all that belongs together is in one fold, and no other is there to learn from
-    return dealt if dealt.folds > 1 else validation(manifest)
+    fold = _deal(photos, seed)
+    # where most photos belong together, there would be few to learn from in turn
+    fits = max(Counter(fold).values()) <= MOST_IN_A_FOLD * len(photos)
+    return Trial(photos, tuple(fold)) if fits else validation(manifest)
 
 
 def validation(manifest: Manifest) -> Trial:
@@ -68,12 +81,18 @@ def validation(manifest: Manifest) -> Trial:
 
 
 def _deal(photos: Sequence[Photo], seed: int) -> list[int]:
-    """Deal photos to folds like cards, class after class, so that each fold has its share; those that belong together
-    go to one."""
-    names = [photo.together or photo.sha256 for photo in photos]
-    label: dict[str, str] = {}
-    for photo, name in zip(photos, names, strict=True):
-        label.setdefault(name, photo.label)
-    ordered = sorted(label, key=lambda name: (label[name], digest(str(seed), name)))
-    fold = {name: place % FOLDS for place, name in enumerate(ordered)}
-    return [fold[name] for name in names]
+    """Deal photos to folds, so that each has its share of every class; those that belong together go to one."""
+    sets: dict[str, list[Photo]] = defaultdict(list)
+    for photo in photos:
+        sets[photo.together or photo.sha256].append(photo)
+    folds: dict[str, int] = {}
+    dealt: Counter[tuple[int, str]] = Counter()
+    photos_of: Counter[int] = Counter()
+    # the largest first, while all folds are empty
+    for name in sorted(sets, key=lambda name: (-len(sets[name]), sets[name][0].label, digest(str(seed), name))):
+        label = sets[name][0].label
+        fold = min(range(FOLDS), key=lambda fold: (dealt[fold, label], photos_of[fold], fold))
+        folds[name] = fold
+        dealt.update((fold, photo.label) for photo in sets[name])
+        photos_of[fold] += len(sets[name])
+    return [folds[photo.together or photo.sha256] for photo in photos]

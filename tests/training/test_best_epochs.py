@@ -30,6 +30,7 @@ def go_through(callback: BestEpochs, ranks: list[tuple[float, float]], first: in
     for number, (accuracy, loss) in enumerate(ranks, start=first):
         trainer.current_epoch = number
         module.judged = Judgement(accuracy, accuracy, loss, (accuracy, -loss))
+        callback.on_train_epoch_start(trainer, module)  # type: ignore[arg-type]
         callback.on_train_epoch_end(trainer, module)  # type: ignore[arg-type]
         if trainer.should_stop:
             break
@@ -38,11 +39,24 @@ def go_through(callback: BestEpochs, ranks: list[tuple[float, float]], first: in
 
 def test_the_more_accurate_epoch_is_the_better_then_the_surer_then_the_earlier(tmp_path: Path) -> None:
     best = BestEpochs(tmp_path, 3, "epoch={}.ckpt")
-    go_through(best, [(0.5, 0.1), (0.9, 0.5), (0.9, 0.4), (0.9, 0.5), (0.2, 0.0)])
+    go_through(best, [(0.5, 0.1), (0.9, 0.5), (0.9, 0.4), (0.9, 0.5), (0.2, 0.0), (0.1, 0.0)])
     assert [path.name for path in best.paths()] == ["epoch=2.ckpt", "epoch=1.ckpt", "epoch=3.ckpt"]
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
         f"epoch={n}.ckpt": str(n) for n in (1, 2, 3)
     }
+
+
+def test_an_epoch_that_fell_behind_goes_when_the_next_begins(tmp_path: Path) -> None:
+    best = BestEpochs(tmp_path, 1, "epoch={}.ckpt")
+    before = best.state_dict()
+    go_through(best, [(0.5, 1.0), (0.6, 1.0)])
+    # a run that is killed now goes on from a last checkpoint that knows of the first only
+    assert {path.name for path in tmp_path.iterdir()} == {"epoch=0.ckpt", "epoch=1.ckpt"}
+    assert before == {"kept": []}
+    resumed = BestEpochs(tmp_path, 1, "epoch={}.ckpt")
+    resumed.load_state_dict({"kept": [(0.5, -1.0, 0)]})
+    go_through(resumed, [(0.4, 1.0)], first=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["epoch=0.ckpt"]
 
 
 def test_one_file_holds_the_best_so_far(tmp_path: Path) -> None:

@@ -153,7 +153,10 @@ def test_a_search_that_had_chosen_chooses_the_same_again(hard_photos: Path, tmp_
     other = {"last": "all", "all": "last", "stages": "last"}[chosen["features"]]
     (tmp_path / "run" / "choice.json").write_text(json.dumps({**chosen, "features": other}))
     train(hard_photos, tmp_path / "run", *words)
-    assert {row["features"] for row in rows_of(tmp_path / "run") if row["l2"]} == {other}
+    rows = [row for row in rows_of(tmp_path / "run") if row["l2"]]
+    before = len(chosen["rows"])
+    assert [float(row["val_loss"]) for row in rows[:before]] == [row["val_loss"] for row in chosen["rows"]]
+    assert {row["features"] for row in rows[before:]} == {other}
 
 
 def test_a_feature_that_was_constant_does_not_drown_the_others_once_it_moves() -> None:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 
 from finetune.training.loss import ClassificationLoss, class_weights
-from finetune.training.probe import fit_linear, fit_temperature
+from finetune.training.probe import cross_validate, fit_linear, fit_temperature
 
 CROSS_ENTROPY = ClassificationLoss()
 
@@ -101,3 +101,32 @@ def test_temperature_repairs_overconfidence() -> None:
 def test_a_few_photos_that_are_all_right_do_not_make_it_sure_of_everything() -> None:
     logits = 2 * torch.eye(3)
     assert 0.5 < fit_temperature(logits, [0, 1, 2]) < 1
+
+
+def test_every_photo_is_answered_by_a_fit_to_the_others() -> None:
+    features, targets = blobs(60, 8, 3)
+    folds = [number % 4 for number in range(60)]
+    penalties = [0.03, 1.0]
+    answers = cross_validate(features, targets, folds, 3, penalties, CROSS_ENTROPY)
+    for fold in range(4):
+        learned = np.array(folds) != fold
+        known = np.array(targets)[learned].tolist()
+        for answer, fit in zip(answers, fit_linear(features[learned], known, 3, penalties, CROSS_ENTROPY), strict=True):
+            torch.testing.assert_close(answer[~learned], fit.logits(features[~learned]), atol=0.1, rtol=0.05)
+
+
+def test_what_no_fold_holds_out_is_in_every_fit_and_a_fold_may_be_missing() -> None:
+    features, targets = blobs(40, 6, 2)
+    folds = [-1] * 20 + [0] * 10 + [3] * 10
+    (answer,) = cross_validate(features, targets, folds, 2, [0.1], CROSS_ENTROPY)
+    assert answer.shape == (20, 2)
+    (fit,) = fit_linear(features[:30], targets[:30], 2, [0.1], CROSS_ENTROPY)
+    torch.testing.assert_close(answer[10:], fit.logits(features[30:]), atol=0.05, rtol=0.05)
+
+
+def test_a_class_that_only_one_fold_has_is_missed_and_does_no_harm() -> None:
+    features, targets = blobs(30, 6, 2)
+    targets[0] = 2
+    (answer,) = cross_validate(features, targets, [number % 5 for number in range(30)], 3, [0.1], CROSS_ENTROPY)
+    assert bool(torch.isfinite(answer).all())
+    assert answer[0].argmax() != 2

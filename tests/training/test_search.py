@@ -18,7 +18,7 @@ from finetune.training.deadline import Deadline
 from finetune.training.features import KeptFeatures
 from finetune.training.imbalance import Judgement, choose_handling
 from finetune.training.search import Found, lead, search_heads
-from finetune.training.trial import Trial
+from finetune.training.trial import Trial, plan_trial
 from finetune.training.watching import Watch
 from tests.conftest import manifest_of, paint_folder
 
@@ -38,7 +38,7 @@ def searched(photos: Path, deadline: Deadline, *words: str) -> Search:
     manifest = manifest_of(photos, val_fraction=0.25, test_fraction=0.25)
     handling = choose_handling(config.imbalance, "head", [photo.label for photo in manifest.of("train")])
     torch.manual_seed(0)
-    return Search(config, handling, manifest, CPU, deadline, Watch(Path("metrics.csv"), {}))
+    return Search(config, handling, manifest, CPU, deadline, Watch(photos.parent / "metrics.csv", {}))
 
 
 def tried(found: Found) -> list[tuple[object, object]]:
@@ -150,9 +150,54 @@ def test_what_a_sample_shows_to_be_behind_does_not_see_the_other_photos(
     # the last row is the best head's on the validation photos
     seen = [(row["image_size"], row["photos"]) for row in found.rows[:-1]]
     whole = len(search.manifest.of("train", "val"))
-    assert seen == [(32, 20), (64, 20), (96, 20), (64, whole), (96, whole)]
+    assert seen == [(32, 20), (64, 20), (96, 20), (96, whole), (64, whole)]
+    assert found.photos_seen == 20 + 2 * whole
     assert "so not tried on the other photos: test_resnet at 32 px" in caplog.text
     assert "built" in found.attempt.__dict__
+
+
+def test_the_leader_of_the_sample_comes_first_where_time_is_short(
+    many_photos: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    now = [1000.0]
+
+    def candidates(attempt: Attempt, trial: Trial) -> list[Candidate]:
+        seconds = attempt.cost_s * len(trial.photos)
+        now[0] += seconds
+        attempt.kept.computed_s += seconds
+        accuracy = {32: 0.7, 64: 0.75}[attempt.image_size]
+        right = torch.arange(len(trial.held_out)) < accuracy * len(trial.held_out)
+        return [Candidate("last", 1.0, Judgement(accuracy, accuracy, 1.0, (accuracy, -1.0)), right)]
+
+    monkeypatch.setattr(Attempt, "candidates", candidates)
+    monkeypatch.setattr(KeptFeatures, "seconds_a_photo", lambda _: 0.2)
+    monkeypatch.setattr("finetune.training.search.time.monotonic", lambda: now[0])
+    search = searched(many_photos, Deadline(1085.0), "probe.size_factors=[0.2,0.4]", "probe.sample=20")
+    with caplog.at_level(logging.INFO, "finetune"):
+        found = search_heads(search)
+    # 4 and 16 s for the sample, then 46 for all photos at 64 px; with its test photos still to do, 32 px is too much
+    assert found.attempt.image_size == 64
+    assert now[0] <= 1085
+    assert "32 px: not tried on the other photos, it would take about" in caplog.text
+
+
+def test_heads_with_hidden_layers_take_turns_too(photos: Path) -> None:
+    found = search_heads(
+        searched(photos, NO_LIMIT, "head.hidden=[8]", "data.image_size=32", "probe.views=1", "augment=light")
+    )
+    assert {row["folds"] for row in found.rows} == {5, 1}
+    assert found.judged.accuracy > 0.5
+
+
+def test_views_are_learned_from_and_never_judged(photos: Path) -> None:
+    search = searched(photos, NO_LIMIT, "probe.views=2", "augment=light", "data.image_size=32")
+    (attempt,) = plan_attempts(search)
+    trial = plan_trial(search.manifest, 0)
+    assert attempt.passes(trial) == 3 * len(trial.photos)
+    candidates = attempt.candidates(trial)
+    assert {len(candidate.right) for candidate in candidates} == {len(trial.photos)}
+    assert attempt.passes(trial) == 0
+    assert attempt.learned_from(trial) == 3 * len(trial.photos)
 
 
 def test_few_photos_are_not_sampled(photos: Path) -> None:
@@ -178,12 +223,12 @@ def test_with_time_left_sizes_go_on_while_the_largest_is_the_best(
 
 def test_sizes_do_not_go_on_for_ever(photos: Path) -> None:
     search = searched(photos, NO_LIMIT)
-    sizes = [160]
-    attempt: Attempt | None = Attempt(search, "test_resnet", 160, cost_s=1.0)
+    sizes = [32]
+    attempt: Attempt | None = Attempt(search, "test_resnet", 32, cost_s=1.0)
     while attempt := larger_attempt(attempt):
         sizes.append(attempt.image_size)
-        assert attempt.cost_s == pytest.approx((attempt.image_size / 160) ** 2)
-    assert sizes == [160, 224, 320, 448, 640]
+        assert attempt.cost_s == pytest.approx((attempt.image_size / 32) ** 2)
+    assert sizes == [32, 64, 96, 128, 192, 256, 352, 512]
     assert larger_attempt(Attempt(searched(photos, NO_LIMIT, "data.image_size=64"), "test_resnet", 64)) is None
     assert larger_attempt(Attempt(search, "test_vit", 160)) is None
 
