@@ -89,8 +89,9 @@ class ProbeConfig(Section):
         min_length=1, description="data.image_size=auto tries the backbone's own size times each of these"
     )
     sample: Annotated[int, Field(ge=1)] = Field(
-        description="photos on which every size and backbone is tried first, where there are several; what is behind there "
-        "by more than a standard error does not see the others. As many again where val/ is named, 4 a class at least"
+        description="photos on which every size and backbone is tried first, where there are several; what is behind "
+        "there by more than a standard error does not see the others. As many again where val/ is named; at least 4 a "
+        "class"
     )
     backbones: list[str] = Field(description="further backbones to try beside model.backbone, cheapest first")
     views: Annotated[int, Field(ge=0)] = Field(
