@@ -1,6 +1,6 @@
 """The bundle: one entry of a Triton model repository, and all that serving knows of training.
 
-NAME/config.pbtxt    NAME/labels.txt    NAME/1/model.onnx    NAME/1/bundle.json
+NAME/config.pbtxt    NAME/labels.txt    NAME/1/model.onnx    NAME/1/bundle.json    NAME/1/README.md    NAME/1/golden/
 """
 
 from __future__ import annotations
@@ -8,23 +8,26 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from uuid import uuid4
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from finetune.errors import FinetuneError, nearest
-from finetune.files import make_folder, sha256, write_json, write_text
+from finetune.files import as_json, digest, sha256
+from finetune.onnx_file import external_tensor
 from finetune.preprocess import Preprocessing
 
-SCHEMA = 1
+SCHEMA = 2
+Precision = Literal["fp32", "fp16", "bf16", "mixed", "int8"]
 INPUT, OUTPUT = "images", "probabilities"
 MAX_BATCH = 32
 
 
 class Parity(BaseModel):
-    """How the exported file's probabilities compare with the trained model's, over real photos.
+    """How the exported file's probabilities compare with the trained model's, over real photos on one provider.
 
-    Differences are absolute, of single probabilities; accuracies are fractions of 1.
+    Differences are absolute, of single probabilities; accuracies are fractions of 1. limit: None for a file of another
+    precision, which is judged by its accuracy.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -32,7 +35,7 @@ class Parity(BaseModel):
     photos: int
     batch_sizes: tuple[int, ...]
     provider: str
-    limit: float
+    limit: float | None
     max_difference: float
     mean_difference: float
     same_answer: float
@@ -58,14 +61,29 @@ class ModelCard(BaseModel):
 
 
 class BundleInfo(BaseModel):
-    """`bundle.json`."""
+    """`bundle.json`. parity: one entry a provider; files: the sha256 of every other file of the version, by name.
+
+    asked: the keys of `finetune export` that decide what is in the files; seal: digest of all the rest of this.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     schema_version: int
     model: ModelCard
-    parity: Parity
-    sha256: str
+    precision: Precision
+    parity: tuple[Parity, ...]
+    asked: dict[str, str | float | int | bool | None]
+    files: dict[str, str]
+    seal: str
+
+    @property
+    def expected_seal(self) -> str:
+        return digest(json.dumps(self.model_dump(mode="json", exclude={"seal"}), sort_keys=True))
+
+    @property
+    def as_text(self) -> str:
+        """What stands in the file, to the byte."""
+        return as_json(self.model_dump(mode="json"))
 
 
 @dataclass(frozen=True)
@@ -91,27 +109,63 @@ class Bundle:
 def open_bundle(path: Path) -> Bundle:
     """Open a model's newest version, or the version that `path` names.
 
-    Raises FinetuneError where there is none, or where model.onnx is not the file that bundle.json describes.
+    Raises FinetuneError where there is none, or where any of its files is not the one that was exported.
     """
     folder = path if (path / "bundle.json").is_file() else _newest_version(path)
-    try:
-        info = BundleInfo.model_validate_json((folder / "bundle.json").read_text(encoding="utf-8"))
-    except (OSError, ValidationError) as error:
-        raise FinetuneError(f"{folder / 'bundle.json'} cannot be read: {str(error).splitlines()[0]}") from None
-    if info.schema_version != SCHEMA:
-        raise FinetuneError(
-            f"{folder / 'bundle.json'} has schema version {info.schema_version}, this program reads {SCHEMA}; "
-            "export the run again with this program, or serve it with the one that wrote it"
-        )
+    info = _read_info(folder / "bundle.json")
+    for name, expected in info.files.items():
+        file = folder / name
+        if not file.is_file():
+            raise FinetuneError(f"{file} is missing; export the run again")
+        if sha256(file) != expected:
+            raise FinetuneError(
+                f"{file} is not the file that was exported (its sha256 differs from bundle.json): "
+                "it was changed or damaged; export the run again"
+            )
     bundle = Bundle(folder, info)
-    if not bundle.model.is_file():
-        raise FinetuneError(f"{bundle.model} is missing; export the run again")
-    if sha256(bundle.model) != info.sha256:
+    outside = external_tensor(bundle.model)
+    if outside is not None:
         raise FinetuneError(
-            f"{bundle.model} is not the file that was exported (its sha256 differs from bundle.json): "
-            "it was changed or damaged; export the run again"
+            f"{bundle.model} keeps {outside} in another file; only files that hold all weights are read"
         )
     return bundle
+
+
+def _read_info(path: Path) -> BundleInfo:
+    try:
+        text = path.read_text(encoding="utf-8")
+        values = json.loads(text)
+        version = values["schema_version"]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        reason = "it has no schema_version" if isinstance(error, KeyError) else str(error).splitlines()[0]
+        raise FinetuneError(f"{path} cannot be read: {reason}") from None
+    if version not in (1, SCHEMA):
+        raise FinetuneError(
+            f"{path} has schema version {version}, this program reads 1 to {SCHEMA}; "
+            "export the run again with this program, or serve it with the one that wrote it"
+        )
+    try:
+        info = BundleInfo.model_validate(_from_first(values) if version == 1 else values)
+    except (ValidationError, KeyError) as error:
+        raise FinetuneError(f"{path} cannot be read: {str(error).splitlines()[0]}") from None
+    if version == SCHEMA and (info.seal != info.expected_seal or text != info.as_text):
+        raise FinetuneError(f"{path} is not as it was written: it was changed or damaged; export the run again")
+    if "model.onnx" not in info.files:
+        raise FinetuneError(f"{path} cannot be read: it does not name model.onnx")
+    return info
+
+
+def _from_first(values: dict[str, Any]) -> dict[str, Any]:
+    """Bring what schema version 1 wrote, float32 files only, into today's form."""
+    return {
+        "schema_version": SCHEMA,
+        "model": values["model"],
+        "precision": "fp32",
+        "parity": [values["parity"]],
+        "asked": {"precision": "fp32"},
+        "files": {"model.onnx": values["sha256"]},
+        "seal": "",
+    }
 
 
 def find_bundles(repository: Path) -> list[Bundle]:
@@ -119,43 +173,15 @@ def find_bundles(repository: Path) -> list[Bundle]:
     if not repository.is_dir():
         beside = [path.name for path in repository.parent.iterdir()] if repository.parent.is_dir() else []
         raise FinetuneError(f"models={repository}: no such folder{nearest(repository.name, beside)}")
-    if _versions(repository):
+    if versions_of(repository):
         return [open_bundle(repository)]
-    folders = sorted(path for path in repository.iterdir() if path.is_dir() and _versions(path))
+    folders = sorted(path for path in repository.iterdir() if path.is_dir() and versions_of(path))
     if not folders:
         raise FinetuneError(
             f"models={repository} holds no bundle (NAME/1/bundle.json); make one: "
             f"finetune export run=RUN output={repository}"
         )
     return [open_bundle(folder) for folder in folders]
-
-
-def stage(repository: Path) -> Path:
-    """Make an empty hidden folder on the repository's disk, to be handed to `publish`."""
-    make_folder(repository)
-    staging = repository / f".staging-{uuid4().hex[:8]}"
-    staging.mkdir()
-    return staging
-
-
-def publish(staging: Path, repository: Path, info: BundleInfo) -> Bundle:
-    """Move a staged model.onnx into the repository as the next version; it appears whole, at once."""
-    home = repository / info.model.name
-    number = max(_versions(home), default=0) + 1
-    write_json(staging / "bundle.json", info.model_dump(mode="json"))
-    if home.is_dir():
-        version = staging.replace(home / str(number))
-        _describe(home, info.model)
-        return Bundle(version, info)
-    whole = stage(repository)
-    staging.replace(whole / str(number))
-    _describe(whole, info.model)
-    return Bundle(whole.replace(home) / str(number), info)
-
-
-def _describe(model: Path, card: ModelCard) -> None:
-    write_text(model / "labels.txt", "".join(f"{label}\n" for label in card.labels))
-    write_text(model / "config.pbtxt", triton_config(card))
 
 
 def triton_config(card: ModelCard) -> str:
@@ -179,13 +205,13 @@ def _newest_version(model: Path) -> Path:
     if not model.is_dir():
         beside = [path.name for path in model.parent.iterdir()] if model.parent.is_dir() else []
         raise FinetuneError(f"{model}: no such bundle{nearest(model.name, beside)}")
-    numbers = _versions(model)
+    numbers = versions_of(model)
     if not numbers:
         raise FinetuneError(f"{model} is no bundle: it has no version folder with a bundle.json in it")
     return model / str(max(numbers))
 
 
-def _versions(model: Path) -> list[int]:
+def versions_of(model: Path) -> list[int]:
     if not model.is_dir():
         return []
     return [int(path.name) for path in model.iterdir() if path.name.isdecimal() and (path / "bundle.json").is_file()]

@@ -49,7 +49,7 @@ COMMANDS = {
     "check": Command(config.CheckConfig, "finetune.data.check"),
     "train": Command(config.TrainConfig, "finetune.training.train"),
     "evaluate": Command(config.EvaluateConfig, "finetune.evaluation.evaluate"),
-    "export": Command(config.ExportConfig, "finetune.export.export"),
+    "export": Command(config.ExportConfig, "finetune.export.command"),
     "predict": Command(config.PredictConfig, "finetune.serving.predict"),
     "serve": Command(config.ServeConfig, "finetune.serving.serve"),
     "models": Command(config.ModelsConfig, "finetune.models.listing"),

@@ -7,6 +7,7 @@ resizes a photo for a model, so training and serving cannot disagree.
 from __future__ import annotations
 
 import io
+import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -45,29 +46,40 @@ DRAFT_GAP = 2
 SRGB = ImageCms.createProfile("sRGB")
 
 AlphaOver = Literal["white", "black"]
+Interpolation = Literal["bicubic", "bilinear", "lanczos", "nearest"]
 
 
 class Preprocessing(BaseModel):
     """How a decoded photo becomes a model's input; stored in every bundle.
 
-    fit="squash" scales both sides to `image_size`; fit="crop" scales the shorter side and cuts the centre square.
+    fit="squash" scales both sides to `image_size`; fit="crop" cuts the centre square whose side is `crop_pct` of the
+    shorter one, 0 to 1, and scales that.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     image_size: int
     fit: Literal["squash", "crop"]
-    interpolation: Literal["bicubic"] = "bicubic"
+    crop_pct: float = 1.0
+    interpolation: Interpolation = "bicubic"
     alpha_over: AlphaOver = "white"
+
+    @property
+    def wanted_px(self) -> int:
+        """How long the shorter side of a decoded photo should be at least."""
+        return math.ceil(self.image_size / self.crop_pct)
+
+    @property
+    def resampling(self) -> Image.Resampling:
+        return Image.Resampling[self.interpolation.upper()]
 
     def in_words(self) -> str:
         """Return the description a person needs to rebuild this elsewhere."""
+        resized = f"resized to {self.image_size} px (Pillow {self.interpolation}), uint8"
         if self.fit == "squash":
-            return f"RGB, upright by EXIF, both sides resized to {self.image_size} px (Pillow bicubic), uint8"
-        return (
-            f"RGB, upright by EXIF, shorter side resized to {self.image_size} px (Pillow bicubic), "
-            f"centre {self.image_size} px square, uint8"
-        )
+            return f"RGB, upright by EXIF, both sides {resized}"
+        share = "" if self.crop_pct == 1 else f" of {100 * self.crop_pct:g} % of the shorter side"
+        return f"RGB, upright by EXIF, the centre square{share} {resized}"
 
 
 def load_pixels(
@@ -77,13 +89,12 @@ def load_pixels(
 
     formats: Pillow format names to accept, all by default. Raises ImageError with the reason.
     """
-    image = decode(source, formats, preprocessing.image_size, preprocessing.alpha_over)
-    size = preprocessing.image_size
+    image = decode(source, formats, preprocessing.wanted_px, preprocessing.alpha_over)
+    size = (preprocessing.image_size, preprocessing.image_size)
     if preprocessing.fit == "squash":
-        image = image.resize((size, size), Image.Resampling.BICUBIC)
-    else:
-        image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
-    return np.asarray(image)
+        return np.asarray(image.resize(size, preprocessing.resampling))
+    bleed = (1 - preprocessing.crop_pct) / 2
+    return np.asarray(ImageOps.fit(image, size, preprocessing.resampling, bleed))
 
 
 def decode(

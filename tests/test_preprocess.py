@@ -352,9 +352,21 @@ def test_a_path_and_its_bytes_give_the_same_pixels(
 
 def test_the_description_names_what_is_done() -> None:
     assert SQUASH.in_words() == "RGB, upright by EXIF, both sides resized to 32 px (Pillow bicubic), uint8"
-    assert CROP.in_words() == (
-        "RGB, upright by EXIF, shorter side resized to 32 px (Pillow bicubic), centre 32 px square, uint8"
-    )
+    assert CROP.in_words() == "RGB, upright by EXIF, the centre square resized to 32 px (Pillow bicubic), uint8"
+    less = Preprocessing(image_size=32, fit="crop", crop_pct=0.875, interpolation="bilinear")
+    assert less.in_words().startswith("RGB, upright by EXIF, the centre square of 87.5 % of the shorter side resized")
+    assert less.in_words().endswith("to 32 px (Pillow bilinear), uint8")
+
+
+def test_a_crop_takes_its_share_of_the_shorter_side() -> None:
+    photo = Image.new("RGB", (300, 200), "red")
+    photo.paste("blue", (60, 10, 240, 190))  # the middle 160 px, and what resizing looks at beside them
+    raw = io.BytesIO()
+    photo.save(raw, "PNG")
+    whole = load_pixels(raw.getvalue(), Preprocessing(image_size=40, fit="crop"))
+    part = load_pixels(raw.getvalue(), Preprocessing(image_size=40, fit="crop", crop_pct=0.8))
+    assert (whole[0, 0] == (255, 0, 0)).all()
+    assert (part == (0, 0, 255)).all()
 
 
 # JPEG's reduced decoding

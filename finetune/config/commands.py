@@ -112,17 +112,62 @@ class EvaluateConfig(Section):
     )
 
 
-class ExportConfig(Section):
-    """Turn a run into a bundle: one ONNX file, checked against the trained model photo by photo."""
+class CheckpointConfig(Section):
+    file: Place | None = Field(description="weights of a timm network with its classifier: .safetensors, .pth or .ckpt")
+    backbone: str | None = Field(description="its architecture in timm")
+    labels: Place | None = Field(description="text file with a class name a line, in the order of its outputs")
+    image_size: SidePx | None = Field(description="side of its input in px; null: what timm says of the architecture")
+    fit: Fit | None = Field(description="squash: both sides resized, crop: the centre square; null: what timm says")
+    crop_pct: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        description="crop: the square's share of the shorter side; null: what timm says"
+    )
+    interpolation: Literal["bicubic", "bilinear", "lanczos", "nearest"] | None = Field(
+        description="how photos are resized; null: what timm says"
+    )
 
-    run: Place = Field(description="run folder of `finetune train`")
-    output: Place = Field(description="model repository to write the bundle into")
+
+class ExportDataConfig(Section):
+    root: Address | None = Field(
+        description="with checkpoint.file: labelled photos to compare on; with verify: photos that were compared before"
+    )
+    class_from: Literal["folder", "path"] | None = Field(description="as for train; null: folder")
+
+
+class ExportConfig(Section):
+    """Turn a run or a timm checkpoint into a bundle: one ONNX file, compared with the trained model photo by photo."""
+
+    run: Place | None = Field(description="run folder of `finetune train`; with verify: asked again, in torch")
+    checkpoint: CheckpointConfig
+    data: ExportDataConfig
+    output: Place | None = Field(description="model repository to write the bundle into")
     name: str | None = Field(
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$", description="the model's name in it; null: the run folder's name"
     )
     parity_limit: Annotated[float, Field(gt=0)] = Field(
         description="largest difference of any probability between torch and onnxruntime; above it nothing is written"
     )
+    golden: Annotated[int, Field(ge=0, le=100)] = Field(
+        description="photos, scaled down, that travel in the bundle with the model's answers; 0: none do"
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        description="where the bundle is compared; auto: on the CPU, and on cuda too if it works"
+    )
+    verify: Place | None = Field(
+        description="a bundle to ask whether it still answers as it was exported; nothing is written"
+    )
+
+    @model_validator(mode="after")
+    def _has_one_source(self) -> ExportConfig:
+        sources = (self.run, self.checkpoint.file, self.verify)
+        if not any(sources):
+            raise ValueError("give run=RUN, a run folder of `finetune train`, or checkpoint.file=WEIGHTS")
+        if self.checkpoint.file and (self.run or self.verify):
+            raise ValueError("checkpoint.file= stands alone: leave run= and verify= out")
+        if self.run and self.data.root and not self.verify:
+            raise ValueError("a run has photos of its own: leave data.root= out")
+        if self.verify is None and self.output is None:
+            raise ValueError("output is missing: the model repository to write into, such as output=models")
+        return self
 
 
 class PredictConfig(Section):

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from finetune.errors import ImageError
 from finetune.models.allocator import keep_freed_memory
-from finetune.models.classifier import Classifier
+from finetune.models.classifier import Scorer
 from finetune.models.graph import INPUT, quick_graph
 from finetune.parallel import ordered_map
 from finetune.preprocess import Pixels, Preprocessing, Readable, load_pixels
@@ -34,7 +34,7 @@ class Answers(NamedTuple):
     refused: dict[int, str]
 
 
-def score_fast(classifier: Classifier, preprocessing: Preprocessing, files: Sequence[Readable]) -> Tensor:
+def score_fast(classifier: Scorer, preprocessing: Preprocessing, files: Sequence[Readable]) -> Tensor:
     """Return logits (N, classes) of photos in order: on a CPU by onnxruntime, several times as fast as torch there."""
     if classifier.temperature.device.type == "cuda":
         return score_with_torch(classifier, preprocessing, files)
@@ -47,7 +47,7 @@ def score_fast(classifier: Classifier, preprocessing: Preprocessing, files: Sequ
     return _score(run, CPU_BATCH, preprocessing, files)
 
 
-def score_with_torch(classifier: Classifier, preprocessing: Preprocessing, files: Sequence[Readable]) -> Tensor:
+def score_with_torch(classifier: Scorer, preprocessing: Preprocessing, files: Sequence[Readable]) -> Tensor:
     """Return logits (N, classes) of photos in order, on the CPU; the classifier runs where it is, in eval mode."""
     classifier.eval().to(memory_format=torch.channels_last)
     device = classifier.temperature.device
@@ -73,7 +73,7 @@ def _score(
     return torch.cat(logits)
 
 
-def answer_with_torch(classifier: Classifier, preprocessing: Preprocessing, files: Sequence[Readable]) -> Answers:
+def answer_with_torch(classifier: Scorer, preprocessing: Preprocessing, files: Sequence[Readable]) -> Answers:
     """Return calibrated probabilities of the trained model."""
     logits = score_with_torch(classifier, preprocessing, files)
     return Answers(torch.softmax(logits / classifier.temperature.cpu(), dim=1).numpy(), {})

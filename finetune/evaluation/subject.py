@@ -19,7 +19,7 @@ from finetune.evaluation.scoring import Answers, answer_with_onnx, answer_with_t
 from finetune.preprocess import Readable
 from finetune.run import FinishedRun
 from finetune.runtime import Device
-from finetune.serving.predictor import Predictor
+from finetune.serving.predictor import open_predictor
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def _of_run(run: FinishedRun, device: Device) -> Subject:
 
 def _of_bundle(bundle: Bundle, place: Path, device: Device) -> Subject:
     card = bundle.info.model
-    predictor = Predictor(bundle.model, card.labels, card.preprocessing, device)
+    predictor = open_predictor(bundle, device)
     predictor.warm_up()
     return Subject(
         kind="bundle",

@@ -1,103 +1,107 @@
-"""`finetune export`: from a run folder to a bundle that answers as the trained model does."""
+"""From a trained network to a bundle that answers as it does."""
 
 from __future__ import annotations
 
-import json
 import logging
-import shutil
 from pathlib import Path
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from numpy.typing import NDArray
 
-from finetune.bundle import OUTPUT, SCHEMA, Bundle, BundleInfo, ModelCard, open_bundle, publish, stage
+from finetune.bundle import SCHEMA, Bundle, BundleInfo, Parity, open_bundle
 from finetune.config import ExportConfig
-from finetune.data.manifest import Photo
 from finetune.errors import FinetuneError
-from finetune.export.parity import compare
-from finetune.files import sha256
-from finetune.models.classifier import Classifier
-from finetune.models.graph import lasting_graph
-from finetune.run import FinishedRun, versions
-from finetune.serving.predictor import Predictor
+from finetune.export.checkpoint import from_checkpoint
+from finetune.export.graph import describe, exported_graph
+from finetune.export.parity import Probabilities, compare, require_agreement, save_table, torch_probabilities
+from finetune.export.publishing import publish, staging
+from finetune.export.source import Source, from_run
+from finetune.golden import spread_over_classes, write_answers, write_photos
+from finetune.run import FinishedRun
+from finetune.runtime import Device
+from finetune.serving.predictor import on_each_provider
 
 log = logging.getLogger(__name__)
 
+# Keys that decide what is in the files: with the same ones a network is exported once.
+DECIDING = ("golden",)
 
-def main(config: ExportConfig) -> str:
-    """Export, compare over the test photos, and publish; returns where the bundle is and how close it is."""
-    run = FinishedRun(config.run)
-    name = config.name or config.run.resolve().name
-    existing = _same_export(config.output / name, run)
+
+def export(config: ExportConfig) -> str:
+    """Export, compare over real photos, and publish; returns where the bundle is and how close it is."""
+    assert config.output is not None
+    source = _open(config)
+    asked = {key: getattr(config, key) for key in DECIDING}
+    existing = _same_export(config.output / source.card.name, source, asked)
     if existing is not None:
         return f"already exported: {existing.folder}\n{_summary(existing)}"
-    photos = _photos_to_compare(run)
-    classifier = run.classifier()
-    staging = stage(config.output)
-    try:
-        card = _card(run, name, classifier)
-        model = staging / "model.onnx"
-        log.info("exporting %s at %d px", run.result.backbone, run.result.image_size)
-        _write_model(classifier, card, model)
-        predictor = Predictor(model, card.labels, card.preprocessing, device="cpu")
-        table = run.files.path / "parity.csv"
-        parity = compare(classifier, predictor, run.manifest, photos, config.parity_limit, table)
-        info = BundleInfo(schema_version=SCHEMA, model=card, parity=parity, sha256=sha256(model))
-        bundle = publish(staging, config.output, info)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+    card = source.card
+    with staging(config.output) as folder:
+        log.info("exporting %s at %d px", card.backbone, card.preprocessing.image_size)
+        proto = exported_graph(source.network, card.preprocessing.image_size)
+        describe(proto, card)
+        (folder / "model.onnx").write_bytes(proto.SerializeToString())
+        info = BundleInfo(
+            schema_version=SCHEMA, model=card, precision="fp32", parity=(), asked=asked, files={}, seal=""
+        )
+        trained = torch_probabilities(source.network, card.preprocessing, source.manifest.files(source.compared))
+        parity = _compare(Bundle(folder, info), source, trained, config.parity_limit, config.device)
+        _write_golden(folder, source, trained, config.golden)
+        bundle = publish(folder, config.output, info.model_copy(update={"parity": parity}))
     return f"bundle: {bundle.folder}\n{_summary(bundle)}\nnext: finetune serve models={config.output}"
 
 
-class _Exported(nn.Module):
-    """The whole graph: uint8 photos in, calibrated probabilities out."""
-
-    def __init__(self, classifier: Classifier) -> None:
-        super().__init__()
-        self.classifier = classifier
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.classifier.probabilities(images)
-
-
-def _write_model(classifier: Classifier, card: ModelCard, path: Path) -> None:
-    with torch.no_grad():
-        proto = lasting_graph(_Exported(classifier), card.preprocessing.image_size, OUTPUT)
-    for key, value in card.model_dump(mode="json").items():
-        entry = proto.metadata_props.add()
-        entry.key = f"finetune.{key}"
-        entry.value = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    path.write_bytes(proto.SerializeToString())
+def verify_beside_run(config: ExportConfig) -> str:
+    """Compare a bundle with the run it came from over the run's own photos, in torch and onnxruntime."""
+    assert config.run is not None
+    assert config.verify is not None
+    bundle, source = open_bundle(config.verify), _open(config)
+    if bundle.info.model.weights_sha256 != source.card.weights_sha256:
+        raise FinetuneError(
+            f"verify={config.verify} was not exported from run={config.run} as it is now; export it again"
+        )
+    trained = torch_probabilities(source.network, source.card.preprocessing, source.manifest.files(source.compared))
+    limit = config.parity_limit if bundle.info.precision == "fp32" else None
+    parity = _compare(bundle, source, trained, limit, config.device)
+    return f"{bundle.folder}: every file is as it was exported\n" + "\n".join(map(_in_words, parity))
 
 
-def _card(run: FinishedRun, name: str, classifier: Classifier) -> ModelCard:
-    result = run.result
-    return ModelCard(
-        name=name,
-        labels=result.classes,
-        preprocessing=result.preprocessing,
-        temperature=classifier.temperature.item(),
-        metrics={
-            "val_accuracy": result.val_accuracy,
-            "val_balanced_accuracy": result.val_balanced_accuracy,
-            "test_accuracy": result.test_accuracy,
-            "test_balanced_accuracy": result.test_balanced_accuracy,
-        },
-        backbone=result.backbone,
-        dataset=result.dataset,
-        weights_sha256=run.weights_sha256,
-        versions=versions(),
-    )
+def _open(config: ExportConfig) -> Source:
+    return from_checkpoint(config) if config.run is None else from_run(FinishedRun(config.run), config)
 
 
-def _photos_to_compare(run: FinishedRun) -> tuple[Photo, ...]:
-    """Return the test photos, or the validation photos of a run without any; every file must still be there."""
-    photos = run.manifest.of("test") or run.manifest.of("val")
-    return run.require(photos)
+def _compare(
+    bundle: Bundle, source: Source, trained: Probabilities, limit: float | None, device: Device
+) -> tuple[Parity, ...]:
+    """Compare on each provider that is here; raises ParityError where one answers otherwise."""
+    found = []
+    for predictor in on_each_provider(bundle, device):
+        parity, exported = compare(trained, predictor, source, source.compared, limit)
+        save_table(source.table, source, trained, exported)
+        require_agreement(parity, source.table)
+        found.append(parity)
+    return tuple(found)
 
 
-def _same_export(model: Path, run: FinishedRun) -> Bundle | None:
-    """Return the newest version there if it was made from this very run."""
+def _write_golden(folder: Path, source: Source, trained: Probabilities, count: int) -> None:
+    write_answers(folder, [photo.sha256 for photo in source.compared], trained)
+    if not count:
+        return
+    chosen = [source.compared[place] for place in spread_over_classes([p.label for p in source.compared], count)]
+
+    def answer(images: NDArray[np.uint8]) -> Probabilities:
+        with torch.inference_mode():
+            probabilities: Probabilities = source.network.probabilities(torch.from_numpy(images)).numpy()
+        return probabilities
+
+    files = source.manifest.files(chosen)
+    labelled = [(photo.label, file) for photo, file in zip(chosen, files, strict=True)]
+    write_photos(folder, labelled, source.card.preprocessing, answer)
+
+
+def _same_export(model: Path, source: Source, asked: dict[str, str | float | int | bool | None]) -> Bundle | None:
+    """Return the newest version there if it was made from this very network in this very way."""
     if not model.is_dir():
         return None
     try:
@@ -105,14 +109,23 @@ def _same_export(model: Path, run: FinishedRun) -> Bundle | None:
     except FinetuneError as error:
         log.warning("the version there cannot be used: %s", error)
         return None
-    return bundle if bundle.info.model.weights_sha256 == run.weights_sha256 else None
+    info = bundle.info
+    same = (
+        info.model.weights_sha256 == source.card.weights_sha256
+        and info.model.preprocessing == source.card.preprocessing
+    )
+    return bundle if same and info.asked == asked else None
 
 
 def _summary(bundle: Bundle) -> str:
-    parity = bundle.info.parity
+    return "\n".join(map(_in_words, bundle.info.parity))
+
+
+def _in_words(parity: Parity) -> str:
+    limit = "" if parity.limit is None else f" (limit {parity.limit:g})"
     return (
-        f"verified on {parity.photos} photos at batch sizes {', '.join(map(str, parity.batch_sizes))}: "
-        f"largest difference {parity.max_difference:.1g} (limit {parity.limit:g}), "
-        f"same answer on {100 * parity.same_answer:.2f} %\n"
+        f"verified on {parity.photos} photos at batch sizes {', '.join(map(str, parity.batch_sizes))} on "
+        f"{parity.provider}: largest difference {parity.max_difference:.1g}{limit} on {parity.worst_photo}, mean "
+        f"{parity.mean_difference:.0e}, same answer on {100 * parity.same_answer:.2f} %\n"
         f"accuracy: {100 * parity.torch_accuracy:.1f} % in torch, {100 * parity.onnx_accuracy:.1f} % in onnxruntime"
     )

@@ -8,15 +8,15 @@ from itertools import cycle, islice
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from finetune.bundle import Parity
-from finetune.data.manifest import Manifest, Photo
+from finetune.data.manifest import Photo
 from finetune.errors import ParityError
-from finetune.evaluation.scoring import score_with_torch
+from finetune.evaluation.scoring import answer_with_torch
+from finetune.export.source import Source
 from finetune.files import replacing
-from finetune.models.classifier import Classifier
+from finetune.models.classifier import Scorer
 from finetune.parallel import ordered_map
 from finetune.preprocess import Preprocessing, Readable
 from finetune.progress import track
@@ -29,19 +29,17 @@ Probabilities = NDArray[np.float32]
 
 
 def compare(
-    classifier: Classifier, predictor: Predictor, manifest: Manifest, photos: Sequence[Photo], limit: float, table: Path
-) -> Parity:
-    """Compare probabilities over real photos and write every photo's answers to `table`.
+    trained: Probabilities, predictor: Predictor, source: Source, photos: Sequence[Photo], limit: float | None
+) -> tuple[Parity, Probabilities]:
+    """Compare what an exported file answers to real photos with what the trained network answered.
 
-    Raises ParityError where a probability differs by more than `limit`.
+    trained: (N, classes) of the photos, in order. Returns the comparison and the file's own (N, classes).
     """
-    files = manifest.files(photos)
-    by_torch = torch_probabilities(classifier, predictor.preprocessing, files)
-    rows = onnx_probabilities(predictor, files)
-    gaps = np.abs(by_torch[np.arange(len(rows)) % len(photos)] - rows)
+    rows = onnx_probabilities(predictor, source.manifest.files(photos))
+    gaps = np.abs(trained[np.arange(len(rows)) % len(photos)] - rows)
     worst = int(gaps.max(axis=1).argmax())
     by_onnx = rows[: len(photos)]
-    targets = np.asarray(manifest.targets(tuple(photos)))
+    targets = np.asarray(source.targets(photos))
     parity = Parity(
         photos=len(photos),
         batch_sizes=BATCH_SIZES,
@@ -49,27 +47,27 @@ def compare(
         limit=limit,
         max_difference=float(gaps[worst].max()),
         mean_difference=float(gaps.mean()),
-        same_answer=float((by_torch.argmax(1) == by_onnx.argmax(1)).mean()),
+        same_answer=float((trained.argmax(1) == by_onnx.argmax(1)).mean()),
         worst_photo=photos[worst % len(photos)].path,
-        torch_accuracy=float((by_torch.argmax(1) == targets).mean()),
+        torch_accuracy=float((trained.argmax(1) == targets).mean()),
         onnx_accuracy=float((by_onnx.argmax(1) == targets).mean()),
     )
-    _save(table, manifest, photos, by_torch, by_onnx)
-    if not parity.max_difference <= limit:  # not `>`: a NaN is a failure too
-        raise ParityError(
-            f"the ONNX model differs from the trained one by {parity.max_difference:.2g} on {parity.worst_photo}, more "
-            f"than parity_limit={limit:g}; no bundle was written ({table} has every photo)"
-        )
-    return parity
+    return parity, by_onnx
 
 
-def torch_probabilities(
-    classifier: Classifier, preprocessing: Preprocessing, files: Sequence[Readable]
-) -> Probabilities:
-    """Return (N, classes) of the trained model, as it was trained."""
-    logits = score_with_torch(classifier, preprocessing, files)
-    probabilities: Probabilities = torch.softmax(logits / classifier.temperature.cpu(), dim=1).numpy()
-    return probabilities
+def require_agreement(parity: Parity, table: Path) -> None:
+    """Raise ParityError where a probability differs by more than the limit; table: where every photo's answers are."""
+    if parity.limit is None or parity.max_difference <= parity.limit:  # so that a NaN is a failure too
+        return
+    raise ParityError(
+        f"the ONNX model differs from the trained one by {parity.max_difference:.2g} on {parity.worst_photo}, more "
+        f"than parity_limit={parity.limit:g}, on {parity.provider}; no bundle was written ({table} has every photo)"
+    )
+
+
+def torch_probabilities(network: Scorer, preprocessing: Preprocessing, files: Sequence[Readable]) -> Probabilities:
+    """Return (N, classes) of the trained network, as it was trained."""
+    return answer_with_torch(network, preprocessing, files).probabilities
 
 
 def onnx_probabilities(predictor: Predictor, files: Sequence[Readable]) -> Probabilities:
@@ -92,14 +90,13 @@ def _batches(photos: int) -> Iterator[list[int]]:
         position += size
 
 
-def _save(
-    path: Path, manifest: Manifest, photos: Sequence[Photo], by_torch: Probabilities, by_onnx: Probabilities
-) -> None:
-    """Write one row a photo: its label and what each of the two answered."""
+def save_table(path: Path, source: Source, trained: Probabilities, exported: Probabilities) -> None:
+    """Write one row a compared photo: its label and what each of the two answered."""
+    labels = source.card.labels
     with replacing(path) as beside, beside.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["path", "label", "torch", "torch_probability", "onnx", "onnx_probability", "difference"])
-        for photo, torch_row, onnx_row in zip(photos, by_torch, by_onnx, strict=True):
-            answers = [(manifest.classes[row.argmax()], f"{row.max():.7f}") for row in (torch_row, onnx_row)]
+        for photo, torch_row, onnx_row in zip(source.compared, trained, exported, strict=True):
+            answers = [(labels[row.argmax()], f"{row.max():.7f}") for row in (torch_row, onnx_row)]
             difference = f"{np.abs(torch_row - onnx_row).max():.2g}"
             writer.writerow([photo.path, photo.label, *answers[0], *answers[1], difference])

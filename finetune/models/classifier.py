@@ -29,10 +29,18 @@ class Normalise(nn.Module):
         return (images.permute(0, 3, 1, 2).float() - self.mean) / self.std
 
 
-class Classifier(nn.Module):
-    """Normalise, backbone, head; the temperature that calibrates it (Guo et al. 2017) travels along."""
+class Scorer(nn.Module):
+    """What gives logits to photos; the temperature that calibrates them (Guo et al. 2017) travels along."""
 
     temperature: Tensor
+
+    def probabilities(self, images: Tensor) -> Tensor:
+        """images: (N, H, W, 3) uint8 RGB; returns calibrated probabilities (N, classes), rows sum to 1."""
+        return torch.softmax(self(images) / self.temperature, dim=1)
+
+
+class Classifier(Scorer):
+    """Normalise, backbone, head."""
 
     def __init__(
         self, spec: BackboneSpec, backbone: Backbone, features: FeatureSet, classes: int, head: HeadConfig = LINEAR
@@ -48,7 +56,3 @@ class Classifier(nn.Module):
         """images: (N, H, W, 3) uint8 RGB; returns logits (N, classes)."""
         logits: Tensor = self.head(self.backbone(self.normalise(images), self.features))
         return logits
-
-    def probabilities(self, images: Tensor) -> Tensor:
-        """images: (N, H, W, 3) uint8 RGB; returns calibrated probabilities (N, classes), rows sum to 1."""
-        return torch.softmax(self(images) / self.temperature, dim=1)

@@ -39,7 +39,7 @@ def load_pretrained(model: nn.Module, backbone: str, weights: str) -> str:
         return "random"
     if weights != "auto":
         path = Path(weights).expanduser()
-        _load_exactly(model, read_weights_file(path), str(path))
+        _load_exactly(model, read_weights_file(path, "model.weights"), str(path))
         return f"file {path.name}"
     packaged = packaged_file(backbone)
     if packaged is not None:
@@ -74,25 +74,26 @@ def cached_hub_file(backbone: str) -> str | None:
     return None
 
 
-def read_weights_file(path: Path) -> StateDict:
-    """Read tensors by name from a .safetensors file or a weights-only checkpoint; nothing in it is executed."""
+def read_weights_file(path: Path, key: str) -> StateDict:
+    """Read tensors by name from a .safetensors file or a weights-only checkpoint; nothing in it is executed.
+
+    key: of the configuration, which names the file.
+    """
     if not path.is_file():
-        raise FinetuneError(
-            f"model.weights={path}: no such file; give a .safetensors, .pth or .ckpt file, auto or none"
-        )
+        raise FinetuneError(f"{key}={path}: no such file; give a .safetensors, .pth or .ckpt file")
     try:
         if path.suffix == ".safetensors":
             return dict(safetensors.torch.load_file(path))
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file can raise nearly anything; the user needs its name
         reason = str(error).splitlines()[0]
-        raise FinetuneError(f"model.weights={path} cannot be read as weights: {reason}") from None
+        raise FinetuneError(f"{key}={path} cannot be read as weights: {reason}") from None
     for key in ("state_dict_ema", "model_ema", "state_dict", "model"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
             break
     if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise FinetuneError(f"model.weights={path} holds no tensors by name")
+        raise FinetuneError(f"{key}={path} holds no tensors by name")
     return {name.removeprefix("module."): tensor for name, tensor in content.items()}
 
 

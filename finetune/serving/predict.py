@@ -20,7 +20,7 @@ from finetune.files import replacing
 from finetune.parallel import ordered_map
 from finetune.preprocess import Pixels
 from finetune.progress import track
-from finetune.serving.predictor import Predictor
+from finetune.serving.predictor import Predictor, open_predictor
 from finetune.stores import (
     SAMPLE_TEXTS,
     File,
@@ -46,7 +46,7 @@ def main(config: PredictConfig) -> str:
     bundle = open_bundle(config.model)
     files = _list_files(config.input, config.output)
     card = bundle.info.model
-    predictor = Predictor(bundle.model, card.labels, card.preprocessing, config.device)
+    predictor = open_predictor(bundle, config.device)
     header = ["path", "label", "probability", "error", *(card.labels if config.probabilities else ())]
     counts: Counter[str] = Counter()
     with replacing(config.output) as beside, _csv(beside) as file:

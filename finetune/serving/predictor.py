@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel
 
-from finetune.bundle import INPUT, OUTPUT
+from finetune.bundle import INPUT, OUTPUT, Bundle
 from finetune.preprocess import Pixels, Preprocessing, Readable, load_pixels
 from finetune.runtime import Device, open_session
 
@@ -74,3 +74,17 @@ class Predictor:
         order = np.argsort(-probabilities, kind="stable")[: max(1, top)]
         scores = [Score(label=self.labels[number], probability=float(probabilities[number])) for number in order]
         return Prediction(label=scores[0].label, probability=scores[0].probability, top=scores)
+
+
+def open_predictor(bundle: Bundle, device: Device, threads: int | None = None) -> Predictor:
+    """Open a bundle's model on a device."""
+    card = bundle.info.model
+    return Predictor(bundle.model, card.labels, card.preprocessing, device, threads)
+
+
+def on_each_provider(bundle: Bundle, device: Device) -> list[Predictor]:
+    """Open a bundle's model on the device that is named; auto: on the CPU and on what else works here."""
+    found = open_predictor(bundle, device)
+    if device != "auto" or found.session.provider == "cpu":
+        return [found]
+    return [open_predictor(bundle, "cpu"), found]

@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 from finetune.bundle import Bundle
 from finetune.errors import nearest
 from finetune.runtime import Device
-from finetune.serving.predictor import Predictor
+from finetune.serving.predictor import Predictor, open_predictor
 
 log = logging.getLogger(__name__)
 
@@ -39,8 +39,7 @@ class ServedModel:
 
     @cached_property
     def predictor(self) -> Predictor:
-        card = self.bundle.info.model
-        return Predictor(self.bundle.model, card.labels, card.preprocessing, self.device, self.threads)
+        return open_predictor(self.bundle, self.device, self.threads)
 
     def describe(self) -> dict[str, Any]:
         card = self.bundle.info.model

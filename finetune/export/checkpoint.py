@@ -1,0 +1,164 @@
+"""A timm network that was trained elsewhere, as something to export."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+from timm.data.config import resolve_data_config
+from timm.data.transforms_factory import create_transform
+from torch import Tensor, nn
+
+from finetune.bundle import ModelCard
+from finetune.config import ExportConfig
+from finetune.data.audit import read_labelled
+from finetune.data.manifest import Manifest, Photo
+from finetune.errors import FinetuneError
+from finetune.export.source import Source, require_labels
+from finetune.files import sha256
+from finetune.models.backbone import BackboneSpec, require_known, takes_any_size
+from finetune.models.classifier import Normalise, Scorer
+from finetune.models.weights import read_weights_file
+from finetune.preprocess import Preprocessing, decode, load_pixels
+from finetune.run import versions
+
+log = logging.getLogger(__name__)
+
+INTERPOLATIONS = ("bicubic", "bilinear", "lanczos", "nearest")
+# Photos that are also put through timm's own preprocessing, to say what difference ours makes.
+BESIDE_TIMM = 100
+
+
+class TimmNetwork(Scorer):
+    """A whole timm network with its own classifier."""
+
+    def __init__(self, spec: BackboneSpec, network: nn.Module) -> None:
+        super().__init__()
+        self.normalise, self.network = Normalise(spec), network
+        self.register_buffer("temperature", torch.ones(()))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """images: (N, H, W, 3) uint8 RGB; returns logits (N, classes)."""
+        logits: Tensor = self.network(self.normalise(images))
+        return logits
+
+
+def from_checkpoint(config: ExportConfig) -> Source:
+    """Open a checkpoint with its labels; raises FinetuneError where the parts do not fit each other."""
+    file, backbone, labels_file = config.checkpoint.file, config.checkpoint.backbone, config.checkpoint.labels
+    root = config.data.root
+    if file is None or backbone is None or labels_file is None or root is None:
+        raise FinetuneError(
+            "a checkpoint needs checkpoint.file=WEIGHTS checkpoint.backbone=NAME checkpoint.labels=LABELS.txt (a line "
+            "an output) and data.root=PHOTOS, labelled photos to compare on"
+        )
+    labels = _read_labels(labels_file)
+    network, wanted = _load(file, require_known(backbone), len(labels), config.checkpoint.image_size)
+    spec = BackboneSpec(backbone, wanted["input_size"][-1], tuple(wanted["mean"]), tuple(wanted["std"]))
+    preprocessing = _preprocessing(config, spec.image_size, wanted)
+    manifest = read_labelled(root, config.data.class_from or "folder")
+    require_labels(manifest, labels, f"data.root={root}")
+    photos = manifest.of("test")
+    scorer = TimmNetwork(spec, network).eval()
+    if wanted["input_size"][0] != 3:
+        raise FinetuneError(f"checkpoint.backbone={backbone} takes {wanted['input_size'][0]} channels; photos have 3")
+    log.info("%s", _beside_timm(scorer, preprocessing, wanted, manifest, photos[:BESIDE_TIMM]))
+    # halves by content, so that copies are on one side
+    first = tuple(photo for photo in photos if int(photo.sha256[:2], 16) % 2)
+    return Source(
+        network=scorer,
+        card=ModelCard(
+            name=config.name or file.stem,
+            labels=labels,
+            preprocessing=preprocessing,
+            temperature=1.0,
+            metrics={},
+            backbone=backbone,
+            dataset=manifest.fingerprint(),
+            weights_sha256=sha256(file),
+            versions=versions(),
+        ),
+        manifest=manifest,
+        compared=photos,
+        judging=first,
+        calibration=tuple(photo for photo in photos if photo not in first),
+        table=Path(f"{file.stem}-parity.csv"),
+        result=None,
+    )
+
+
+def _read_labels(file: Path) -> tuple[str, ...]:
+    try:
+        labels = tuple(line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines())
+    except UnicodeDecodeError:
+        raise FinetuneError(f"checkpoint.labels={file} is no text in UTF-8; write one class name a line") from None
+    if len(labels) < 2 or "" in labels or len(set(labels)) < len(labels):
+        raise FinetuneError(f"checkpoint.labels={file} must name each class once, one a line, and two at least")
+    return labels
+
+
+def _load(file: Path, backbone: str, classes: int, image_size: int | None) -> tuple[nn.Module, dict[str, Any]]:
+    """Return the network with all its weights, and how timm prepares photos for it."""
+    options: dict[str, Any] = {} if image_size is None or takes_any_size(backbone) else {"img_size": image_size}
+    network: Any = timm.create_model(backbone, num_classes=classes, **options)
+    state, expected = read_weights_file(file, "checkpoint.file"), network.state_dict()
+    missing, unknown = (
+        [name for name in expected if name not in state],
+        [name for name in state if name not in expected],
+    )
+    wrong = [name for name in expected if name in state and state[name].shape != expected[name].shape]
+    if missing or unknown or wrong:
+        name = next(iter(wrong or missing or unknown))
+        found = f"{tuple(state[name].shape)} there" if name in state else "not there"
+        needed = f"{tuple(expected[name].shape)} here" if name in expected else "unknown here"
+        raise FinetuneError(
+            f"checkpoint.file={file} does not fit {backbone} with {classes} classes: of its tensors {len(missing)} are "
+            f"missing, {len(unknown)} unknown and {len(wrong)} of another shape, as {name}: {found}, {needed}"
+        )
+    network.load_state_dict(state)
+    wanted: dict[str, Any] = resolve_data_config({}, model=network)  # type: ignore[no-untyped-call]
+    if image_size is not None:
+        wanted["input_size"] = (wanted["input_size"][0], image_size, image_size)
+    return network, wanted
+
+
+def _preprocessing(config: ExportConfig, image_size: int, wanted: dict[str, Any]) -> Preprocessing:
+    given = config.checkpoint
+    interpolation = given.interpolation or wanted["interpolation"]
+    if interpolation not in INTERPOLATIONS:
+        raise FinetuneError(
+            f"{given.backbone} was trained on photos resized by '{interpolation}'; choose "
+            f"checkpoint.interpolation={'|'.join(INTERPOLATIONS)}"
+        )
+    squash = wanted["crop_mode"] == "squash" if given.fit is None else given.fit == "squash"
+    return Preprocessing(
+        image_size=image_size,
+        fit="squash" if squash else "crop",
+        crop_pct=1.0 if squash else given.crop_pct or wanted["crop_pct"],
+        interpolation=interpolation,
+    )
+
+
+def _beside_timm(
+    scorer: TimmNetwork,
+    preprocessing: Preprocessing,
+    wanted: dict[str, Any],
+    manifest: Manifest,
+    photos: tuple[Photo, ...],
+) -> str:
+    """Say on how many photos the network answers alike after timm's own preprocessing and after ours."""
+    transform: Any = create_transform(**wanted, is_training=False)
+    same = 0
+    with torch.inference_mode():
+        for file in manifest.files(photos):
+            raw = file.read_bytes()
+            ours = scorer(torch.from_numpy(np.stack([load_pixels(raw, preprocessing)])))
+            theirs = scorer.network(transform(decode(raw))[None])
+            same += int(ours.argmax(1) == theirs.argmax(1))
+    return (
+        f"timm's own preprocessing gives the same answer on {same} of {len(photos)} photos ({preprocessing.in_words()})"
+    )

@@ -1,0 +1,91 @@
+"""What is to be exported, and the photos that prove it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from finetune.bundle import ModelCard
+from finetune.config import ExportConfig
+from finetune.data.manifest import Manifest, Photo
+from finetune.errors import FinetuneError, nearest
+from finetune.golden import spread_over_classes
+from finetune.models.classifier import Scorer
+from finetune.run import FinishedRun, Result, versions
+
+# int8 ranges hardly change after this many photos.
+CALIBRATION_PHOTOS = 256
+
+
+@dataclass(frozen=True)
+class Source:
+    """A trained network. compared: photos on which the bundle must agree with it; judging: with labels, that decide on
+    other precisions; calibration: that show them the range of values.
+
+    table: where every photo's answers are written; result: of the run it came from, None for a checkpoint.
+    """
+
+    network: Scorer
+    card: ModelCard
+    manifest: Manifest
+    compared: tuple[Photo, ...]
+    judging: tuple[Photo, ...]
+    calibration: tuple[Photo, ...]
+    table: Path
+    result: Result | None
+
+    def targets(self, photos: Sequence[Photo]) -> list[int]:
+        """Return the number of each photo's class among the model's outputs."""
+        number = {label: place for place, label in enumerate(self.card.labels)}
+        return [number[photo.label] for photo in photos]
+
+
+def from_run(run: FinishedRun, config: ExportConfig) -> Source:
+    """Open a finished run; raises FinetuneError where photos that are needed are gone."""
+    manifest = run.manifest
+    compared = run.require(manifest.of("test") or manifest.of("val"))
+    other = False
+    train = manifest.of("train")
+    seen = [train[place] for place in spread_over_classes([photo.label for photo in train], CALIBRATION_PHOTOS)]
+    classifier = run.classifier()
+    return Source(
+        network=classifier,
+        card=_card(run, config.name or run.files.path.resolve().name, classifier.temperature.item()),
+        manifest=manifest,
+        compared=compared,
+        judging=run.require(manifest.of("val")) if other else (),
+        calibration=run.require(seen) if other else (),
+        table=run.files.path / "parity.csv",
+        result=run.result,
+    )
+
+
+def _card(run: FinishedRun, name: str, temperature: float) -> ModelCard:
+    result = run.result
+    return ModelCard(
+        name=name,
+        labels=result.classes,
+        preprocessing=result.preprocessing,
+        temperature=temperature,
+        metrics={
+            "val_accuracy": result.val_accuracy,
+            "val_balanced_accuracy": result.val_balanced_accuracy,
+            "test_accuracy": result.test_accuracy,
+            "test_balanced_accuracy": result.test_balanced_accuracy,
+        },
+        backbone=result.backbone,
+        dataset=result.dataset,
+        weights_sha256=run.weights_sha256,
+        versions=versions(),
+    )
+
+
+def require_labels(manifest: Manifest, labels: Sequence[str], named: str) -> None:
+    """Raise FinetuneError where photos are of classes that a model does not have."""
+    unknown = [label for label in manifest.classes if label not in labels]
+    if unknown:
+        raise FinetuneError(
+            f"{named} has a class that the model does not know: '{unknown[0]}'{nearest(unknown[0], labels)} "
+            f"(it knows {', '.join(labels[:20])})"
+        )

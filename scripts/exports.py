@@ -1,0 +1,132 @@
+"""Write docs/exports.md: how closely the exported graph of each of timm's modules agrees with torch.
+
+    python scripts/exports.py exports.jsonl > docs/exports.md
+
+Takes about an hour on two cores; what exports.jsonl holds already is not done again. `tests/export/test_exports.py`
+makes a sample of the table anew.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from finetune.errors import FinetuneError
+from finetune.export.graph import exported_graph
+from finetune.models.backbone import FeatureSet, build_backbone, describe_backbone
+from finetune.models.classifier import Classifier
+from finetune.runtime import open_session
+
+TABLE = Path(__file__).parents[1] / "docs/architectures.md"
+# Where an architecture takes them, small photos take less time.
+SIZES_PX = (64, 84, 96, 128, 192, 224, 256)
+BATCH_SIZES = (1, 2, 7, 32)
+HEADS: tuple[FeatureSet, ...] = ("last", "all")
+CLASSES = 5
+
+
+def main() -> None:
+    kept = Path(sys.argv[1])
+    done = {(row["module"], row["head"]) for row in _rows(kept)}
+    wanted = [(module, name, head) for module, name in smallest().items() for head in HEADS]
+    missing = [item for item in wanted if (item[0], item[2]) not in done]
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool, kept.open("a") as file:
+        for row in pool.map(_measured, missing):
+            print(row, file=sys.stderr, flush=True)
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+
+
+def smallest() -> dict[str, str]:
+    """Return timm's modules, each with its smallest architecture."""
+    lines = [line for line in TABLE.read_text().splitlines() if line.startswith("| ")][2:]
+    return {line.split(" | ")[0].removeprefix("| "): line.split(" | ")[1] for line in lines}
+
+
+def _rows(kept: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in kept.read_text().splitlines()] if kept.is_file() else []
+
+
+def _measured(item: tuple[str, str, FeatureSet]) -> dict[str, Any]:
+    torch.set_num_threads(1)
+    module, name, head = item
+    row = {"module": module, "name": name, "head": head}
+    try:
+        return row | measure(name, head)
+    except Exception as error:  # the table says what cannot be exported
+        return row | {
+            "error": f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+        }
+
+
+def measure(name: str, head: FeatureSet) -> dict[str, Any]:
+    """Train one step, export, and compare; returns the size, the nodes and the largest difference of a probability."""
+    torch.manual_seed(0)
+    classifier, size = build(name, head)
+    photos = sketches(max(BATCH_SIZES), size)
+    step(classifier, photos[:2])
+    spread(classifier, photos[:8])
+    classifier.eval()
+    graph = exported_graph(classifier, size)
+    session = open_session(graph.SerializeToString(), device="cpu", threads=1).ort
+    with torch.no_grad():
+        wanted = torch.cat([classifier.probabilities(part) for part in photos.split(8)]).numpy()
+    differences = []
+    for count in BATCH_SIZES:
+        (found,) = session.run(None, {"images": photos[:count].numpy()})
+        differences.append(float(np.abs(found - wanted[:count]).max()))
+    return {
+        "image_size": size,
+        "nodes": len(graph.graph.node),
+        "megabytes": graph.ByteSize() / 1e6,
+        "largest": max(differences),
+        "spread": float(wanted.std(0).mean()),
+    }
+
+
+def build(name: str, head: FeatureSet) -> tuple[Classifier, int]:
+    """Return a network without pretrained weights, for the smallest photos that it takes."""
+    spec = describe_backbone(name)
+    for size in [*(size for size in SIZES_PX if size < spec.image_size), spec.image_size]:
+        try:
+            backbone, _ = build_backbone(name, size, "none")
+        except FinetuneError:
+            continue
+        return Classifier(spec, backbone, head, classes=CLASSES), size
+    raise AssertionError(f"{name} takes none of {SIZES_PX}")
+
+
+def sketches(count: int, size: int) -> Tensor:
+    """Return (count, size, size, 3) uint8 of soft shapes, as unlike each other as photos are."""
+    coarse = torch.rand(count, 3, 4, 4) * torch.rand(count, 3, 1, 1) * 255
+    soft = nn.functional.interpolate(coarse, size=(size, size), mode="bicubic").clamp(0, 255)
+    return soft.permute(0, 2, 3, 1).contiguous().to(torch.uint8)
+
+
+def step(classifier: Classifier, images: Tensor) -> None:
+    """Train all layers one step, so that batch norms hold statistics."""
+    classifier.train()
+    optimizer = torch.optim.SGD(classifier.parameters(), lr=0.001)
+    nn.functional.cross_entropy(classifier(images), torch.arange(len(images)) % CLASSES).backward()
+    optimizer.step()
+
+
+def spread(classifier: Classifier, images: Tensor) -> None:
+    """Shift and scale what the head says until photos get answers unlike each other, or no difference would show."""
+    classifier.eval()
+    with torch.no_grad():
+        logits = classifier(images)
+        classifier.head.linear.bias -= logits.mean(0)
+        classifier.temperature.copy_(logits.std(0).mean().clamp(min=1e-6))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import timm
+import torch
+from PIL import Image
+
+from finetune.bundle import open_bundle
+from finetune.cli import run
+from finetune.serving.predictor import open_predictor
+from tests.conftest import CLASSES
+
+LABELS = tuple(reversed(CLASSES))
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A network of timm that was trained elsewhere, here: made at random, with statistics of its own."""
+    torch.manual_seed(0)
+    network = timm.create_model("test_efficientnet", num_classes=len(LABELS))
+    network.train()(torch.randn(8, 3, 64, 64))
+    with torch.no_grad():
+        network.get_classifier().weight.mul_(20)
+    folder = tmp_path_factory.mktemp("elsewhere")
+    safetensors.torch.save_file(network.state_dict(), folder / "net.safetensors")
+    (folder / "labels.txt").write_text("".join(f"{label}\n" for label in LABELS))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def words(checkpoint: Path, tiny_run: Path) -> list[str]:
+    return [
+        "export",
+        f"checkpoint.file={checkpoint / 'net.safetensors'}",
+        "checkpoint.backbone=test_efficientnet",
+        f"checkpoint.labels={checkpoint / 'labels.txt'}",
+        f"data.root={tiny_run.parent / 'photos'}",
+        f"output={checkpoint / 'models'}",
+    ]
+
+
+def test_a_network_of_timm_is_shipped_with_its_own_preprocessing(
+    words: list[str], checkpoint: Path, tiny_run: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(words) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["net-parity.csv"]
+    bundle = open_bundle(checkpoint / "models" / "net")
+    card, (parity,) = bundle.info.model, bundle.info.parity
+    network = timm.create_model("test_efficientnet", num_classes=len(LABELS)).eval()
+    network.load_state_dict(safetensors.torch.load_file(checkpoint / "net.safetensors"))
+    wanted = timm.data.resolve_data_config({}, model=network)
+    assert card.labels == LABELS
+    assert card.preprocessing.image_size == wanted["input_size"][-1]
+    assert (card.preprocessing.fit, card.preprocessing.crop_pct) == ("crop", wanted["crop_pct"])
+    assert card.preprocessing.interpolation == wanted["interpolation"]
+    assert (parity.photos, parity.limit) == (24, 1e-4)
+    assert parity.max_difference <= 1e-4
+    # timm itself, on pixels that need no resizing
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 160, 160, 3), dtype=np.uint8)
+    transform = timm.data.create_transform(**wanted | {"crop_pct": 1.0})
+    with torch.inference_mode():
+        answers = torch.softmax(network(torch.stack([transform(Image.fromarray(one)) for one in pixels])), 1)
+    np.testing.assert_allclose(open_predictor(bundle, "cpu").run(pixels), answers.numpy(), atol=1e-4)
+    assert run(["export", f"verify={checkpoint / 'models' / 'net'}", f"data.root={tiny_run.parent / 'photos'}"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("instead", "reason"),
+    [
+        ("checkpoint.backbone=test_resnet", "does not fit test_resnet with 3 classes: of its tensors "),
+        ("checkpoint.backbone=test_efficientnets", "did you mean 'test_efficientnet'?"),
+        ("checkpoint.backbone=null", "a checkpoint needs checkpoint.file=WEIGHTS"),
+        ("checkpoint.file=nowhere.pth", "checkpoint.file=nowhere.pth: no such file"),
+        ("data.root=null", "and data.root=PHOTOS, labelled photos to compare on"),
+    ],
+)
+def test_what_does_not_fit_is_named(
+    words: list[str], instead: str, reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    key = instead.partition("=")[0]
+    assert run([instead if word.startswith(key) else word for word in words]) == 2
+    assert reason in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("red\nred\nblue\n", "must name each class once, one a line, and two at least"),
+        ("red\nblue\n", "does not fit test_efficientnet with 2 classes"),
+        ("red\nblue\ngreed\n", "has a class that the model does not know: 'green'; did you mean 'greed'?"),
+        (b"\xff\xfe\x00", "is no text in UTF-8; write one class name a line"),
+    ],
+)
+def test_labels_that_cannot_be_are_refused(
+    words: list[str], content: str | bytes, reason: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "labels.txt"
+    file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    assert run([f"checkpoint.labels={file}" if "labels=" in word else word for word in words]) == 2
+    assert reason in capsys.readouterr().err
