@@ -5,7 +5,6 @@ NAME/config.pbtxt    NAME/labels.txt    NAME/1/model.onnx    NAME/1/bundle.json
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
@@ -15,10 +14,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from finetune.errors import FinetuneError, nearest
 from finetune.files import make_folder, sha256, write_json, write_text
 from finetune.preprocess import Preprocessing
+from finetune.triton import labels_file, triton_config
 
 SCHEMA = 1
 INPUT, OUTPUT = "images", "probabilities"
-MAX_BATCH = 32
 
 
 class Parity(BaseModel):
@@ -154,25 +153,9 @@ def publish(staging: Path, repository: Path, info: BundleInfo) -> Bundle:
 
 
 def _describe(model: Path, card: ModelCard) -> None:
-    write_text(model / "labels.txt", "".join(f"{label}\n" for label in card.labels))
-    write_text(model / "config.pbtxt", triton_config(card))
-
-
-def triton_config(card: ModelCard) -> str:
-    """Return Triton's description of the model; its dimensions leave the batch out."""
-    size = card.preprocessing.image_size
-    return f"""\
-name: {json.dumps(card.name)}
-platform: "onnxruntime_onnx"
-max_batch_size: {MAX_BATCH}
-input [
-  {{ name: "{INPUT}" data_type: TYPE_UINT8 format: FORMAT_NHWC dims: [ {size}, {size}, 3 ] }}
-]
-output [
-  {{ name: "{OUTPUT}" data_type: TYPE_FP32 dims: [ {len(card.labels)} ] label_filename: "labels.txt" }}
-]
-dynamic_batching {{ max_queue_delay_microseconds: 2000 }}
-"""
+    config = triton_config(card.name, INPUT, OUTPUT, card.preprocessing.image_size, len(card.labels))
+    write_text(model / "labels.txt", labels_file(card.labels))
+    write_text(model / "config.pbtxt", config)
 
 
 def _newest_version(model: Path) -> Path:
