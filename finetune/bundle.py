@@ -20,7 +20,6 @@ from finetune.preprocess import Preprocessing
 SCHEMA = 2
 Precision = Literal["fp32", "fp16", "bf16", "mixed", "int8"]
 INPUT, OUTPUT = "images", "probabilities"
-MAX_BATCH = 32
 
 
 class Parity(BaseModel):
@@ -184,21 +183,6 @@ def find_bundles(repository: Path) -> list[Bundle]:
     return [open_bundle(folder) for folder in folders]
 
 
-def triton_config(card: ModelCard) -> str:
-    """Return Triton's description of the model; its dimensions leave the batch out."""
-    size = card.preprocessing.image_size
-    return f"""\
-name: {json.dumps(card.name)}
-platform: "onnxruntime_onnx"
-max_batch_size: {MAX_BATCH}
-input [
-  {{ name: "{INPUT}" data_type: TYPE_UINT8 format: FORMAT_NHWC dims: [ {size}, {size}, 3 ] }}
-]
-output [
-  {{ name: "{OUTPUT}" data_type: TYPE_FP32 dims: [ {len(card.labels)} ] label_filename: "labels.txt" }}
-]
-dynamic_batching {{ max_queue_delay_microseconds: 2000 }}
-"""
 
 
 def _newest_version(model: Path) -> Path:

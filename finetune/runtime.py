@@ -2,60 +2,51 @@
 
 from __future__ import annotations
 
-import ctypes
-import logging
-import os
-import sys
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-# It reports its use to its makers unless told not to; what is classified here concerns nobody else.
-os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-import onnxruntime as ort
-
 from finetune.errors import FinetuneError
+from finetune.files import sha256
 from finetune.parallel import usable_cores
+from finetune.providers import CPU, CUDA, Entry, Provider, engine_folder, obstacle_to, openvino, tensorrt
 
-log = logging.getLogger(__name__)
+# after finetune.providers, which switches its telemetry off
+import onnxruntime as ort  # isort: skip
 
-Device = Literal["auto", "cpu", "cuda"]
-
-CUDA = (
-    "CUDAExecutionProvider",
-    {
-        # exhaustive search would stall the first request of every new batch size for a second
-        "cudnn_conv_algo_search": "HEURISTIC",
-        "use_tf32": "0",
-        "arena_extend_strategy": "kSameAsRequested",
-    },
-)
-DRIVER = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
-CPU: tuple[str, dict[str, str]] = ("CPUExecutionProvider", {})
+Device = Literal["auto", "cpu", "cuda", "tensorrt", "openvino"]
 
 
 @dataclass(frozen=True)
 class Session:
-    """An open model. provider: "cuda" or "cpu"; why: how that came to be, for logs and status pages."""
+    """An open model. provider: where it runs; why: how that came to be, for logs and status pages."""
 
     ort: Any
-    provider: Literal["cuda", "cpu"]
+    provider: Provider
     why: str
 
 
-def open_session(model: Path | bytes, device: Device, threads: int | None = None) -> Session:
-    """Open a single-file ONNX model on a device; "cuda" raises FinetuneError where it cannot, "auto" falls to the CPU.
+def open_session(model: Path | bytes, device: Device, threads: int | None = None, cache: Path | None = None) -> Session:
+    """Open a single-file ONNX model on a device.
 
-    threads: on the CPU; None takes the cores this process may use.
+    Only "auto" may choose, and takes CUDA or else the CPU; a named device raises FinetuneError where it cannot be used.
+    threads: on the CPU; None takes the cores this process may use. cache: folder for the engines that
+    "tensorrt" compiles, minutes the first time; None takes the user's cache.
     """
-    if device == "cpu":
-        return _on_cpu(model, threads, "device=cpu")
-    obstacle = _cuda_obstacle()
+    match device:
+        case "cpu":
+            return _on_cpu(model, threads, "device=cpu")
+        case "tensorrt":
+            return _on_tensorrt(model, cache)
+        case "openvino":
+            return _on_openvino(model, threads)
+    obstacle = obstacle_to("cuda")
     if obstacle is None:
         try:
-            return _on_cuda(model)
+            return Session(_open_on(model, [CUDA, CPU], _options()), "cuda", "CUDA works")
         except Exception as error:  # onnxruntime raises its own types and RuntimeError, by the failing layer
-            obstacle = str(error).strip().splitlines()[0]
+            obstacle = _first_line(error)
     if device == "cuda":
         raise FinetuneError(f"device=cuda does not work here: {obstacle}; mend that, or use device=cpu")
     return _on_cpu(model, threads, f"no CUDA: {obstacle}")
@@ -67,24 +58,59 @@ def _on_cpu(model: Path | bytes, threads: int | None, why: str) -> Session:
     return Session(ort.InferenceSession(_source(model), options, providers=[CPU]), "cpu", why)
 
 
-def _on_cuda(model: Path | bytes) -> Session:
-    ort.preload_dlls()
-    # without enable_fallback=0 a failing run would go on, slowly and in silence, on the CPU
-    session = ort.InferenceSession(_source(model), _options(), providers=[CUDA, CPU], enable_fallback=0)
-    if session.get_providers()[0] != CUDA[0]:
-        raise FinetuneError("onnxruntime could not load its CUDA libraries (driver, CUDA 13 or cuDNN is missing)")
-    return Session(session, "cuda", "CUDA works")
-
-
-def _cuda_obstacle() -> str | None:
-    """Say why CUDA cannot work, as far as can be told without loading it; onnxruntime would print a page of errors."""
-    if CUDA[0] not in ort.get_available_providers():
-        return "this onnxruntime was built without CUDA (it takes the package onnxruntime-gpu, or the gpu image)"
+def _on_tensorrt(model: Path | bytes, cache: Path | None) -> Session:
+    _require("tensorrt")
+    folder = engine_folder(cache, _sha256(model))
+    name, shape = _input(model)
     try:
-        ctypes.CDLL(DRIVER)
-    except OSError:
-        return f"no NVIDIA driver ({DRIVER})"
-    return None
+        # TensorRT leaves what it cannot compile to CUDA, on the same GPU
+        session = _open_on(model, [tensorrt(name, shape, folder), CUDA, CPU], _options())
+    except Exception as error:
+        raise _refusal("tensorrt", _first_line(error)) from None
+    return Session(session, "tensorrt", f"engines in {folder}")
+
+
+def _on_openvino(model: Path | bytes, threads: int | None) -> Session:
+    _require("openvino")
+    options = _options()
+    # what OpenVINO cannot run would else go to onnxruntime's own kernels
+    options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    try:
+        session = _open_on(model, [openvino(threads or usable_cores())], options)
+    except Exception as error:
+        raise _refusal("openvino", _first_line(error)) from None
+    return Session(session, "openvino", "OpenVINO runs all of it")
+
+
+def _open_on(model: Path | bytes, entries: list[Entry], options: Any) -> Any:
+    """Open a session whose first provider is the first entry; raises where onnxruntime went on without it."""
+    wanted = entries[0][0]
+    if CUDA in entries:
+        ort.preload_dlls()
+    # without enable_fallback=0 a failing run would go on, slowly and in silence, on the CPU
+    session = ort.InferenceSession(_source(model), options, providers=entries, enable_fallback=0)
+    if session.get_providers()[0] != wanted:
+        needs = "driver, CUDA 13, cuDNN or TensorRT 10" if CUDA in entries else "the OpenVINO runtime"
+        raise FinetuneError(f"onnxruntime could not load the libraries of its {wanted} ({needs} is missing)")
+    return session
+
+
+def _require(provider: Provider) -> None:
+    obstacle = obstacle_to(provider)
+    if obstacle is not None:
+        raise _refusal(provider, obstacle)
+
+
+def _refusal(provider: Provider, obstacle: str) -> FinetuneError:
+    return FinetuneError(f"device={provider} does not work here: {obstacle}; mend that, or use device=auto")
+
+
+def _input(model: Path | bytes) -> tuple[str, tuple[int, ...]]:
+    """Return the name and the shape, without the batch, of a model's only input."""
+    options = _options()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    (entry,) = ort.InferenceSession(_source(model), options, providers=[CPU]).get_inputs()
+    return entry.name, tuple(entry.shape[1:])
 
 
 def _options() -> Any:
@@ -96,3 +122,11 @@ def _options() -> Any:
 
 def _source(model: Path | bytes) -> str | bytes:
     return str(model) if isinstance(model, Path) else model
+
+
+def _sha256(model: Path | bytes) -> str:
+    return sha256(model) if isinstance(model, Path) else hashlib.sha256(model).hexdigest()
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]

@@ -24,6 +24,12 @@ from finetune.config.training import (
 )
 from finetune.schema import Address, Place, Section
 
+Device = Literal["auto", "cpu", "cuda", "tensorrt", "openvino"]
+EngineCache = Annotated[
+    Place | None,
+    Field(description="folder for what tensorrt compiles once a model; null: in the user's cache"),
+]
+
 
 class TrainConfig(Section):
     """Fine-tune a classifier on a folder of photos; writes the run folder."""
@@ -105,7 +111,8 @@ class EvaluateConfig(Section):
     top_k: list[Annotated[int, Field(ge=1)]] = Field(
         description="how many of the most probable classes may hold the right one; needs more classes than that"
     )
-    device: Literal["auto", "cpu", "cuda"] = Field(description="auto: cuda if it works, else cpu")
+    device: Device = Field(description="auto: cuda if it works, else cpu; tensorrt, openvino: with model= only")
+    engine_cache: EngineCache
     output: Place | None = Field(
         description="folder for evaluation.json, report.html, predictions.csv, confusion.csv and pictures; "
         "null: evaluation/SPLIT or evaluation/FOLDER in the run folder, or evaluation/NAME/FOLDER here for a bundle"
@@ -179,8 +186,9 @@ class PredictConfig(Section):
     )
     output: Place = Field(description="CSV file to write: path,label,probability,error")
     probabilities: bool = Field(description="add one column a class")
-    batch_size: Annotated[int, Field(ge=1, le=256)] = Field(description="photos per model call")
-    device: Literal["auto", "cpu", "cuda"] = Field(description="auto: cuda if it works, else cpu")
+    batch_size: Annotated[int, Field(ge=1, le=256)] = Field(description="photos per model call; tensorrt: at most 32")
+    device: Device = Field(description="auto: cuda if it works, else cpu; any other: that or refuse")
+    engine_cache: EngineCache
 
 
 class ServeConfig(Section):
@@ -189,7 +197,8 @@ class ServeConfig(Section):
     models: Place = Field(description="model repository, or the folder of one model")
     host: str = Field(description="address to listen on; 0.0.0.0 for every interface")
     port: Annotated[int, Field(ge=0, le=65535)] = Field(description="port to listen on; 0 takes a free one")
-    device: Literal["auto", "cpu", "cuda"] = Field(description="auto: cuda if it works, else cpu; cuda: cuda or refuse")
+    device: Device = Field(description="auto: cuda if it works, else cpu; any other: that or refuse")
+    engine_cache: EngineCache
     threads: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
         description="processor threads per model; auto: cores"
     )

@@ -53,7 +53,7 @@ class Chosen:
 def open_subject(config: EvaluateConfig, run: FinishedRun | None) -> Subject:
     """Open the bundle, or else the run."""
     if config.model is not None:
-        return _of_bundle(open_bundle(config.model), config.model, config.device)
+        return _of_bundle(open_bundle(config.model), config.model, config.device, config.engine_cache)
     if run is None:
         raise FinetuneError("give run=RUN, a run folder of `finetune train`, or model=MODELS/NAME, an exported one")
     return _of_run(run, config.device)
@@ -78,9 +78,9 @@ def _of_run(run: FinishedRun, device: Device) -> Subject:
     )
 
 
-def _of_bundle(bundle: Bundle, place: Path, device: Device) -> Subject:
+def _of_bundle(bundle: Bundle, place: Path, device: Device, engine_cache: Path | None) -> Subject:
     card = bundle.info.model
-    predictor = open_predictor(bundle, device)
+    predictor = open_predictor(bundle, device, engine_cache=engine_cache)
     predictor.warm_up()
     return Subject(
         kind="bundle",
@@ -143,6 +143,10 @@ def _some(names: Sequence[str], most: int = 20) -> str:
 
 
 def _torch_device(device: Device) -> torch.device:
+    if device in ("tensorrt", "openvino"):
+        raise FinetuneError(
+            f"device={device} runs exported models only: give model=MODELS/NAME too, or use auto, cpu or cuda"
+        )
     if device == "cuda" and not torch.cuda.is_available():
         raise FinetuneError("device=cuda, but torch finds no CUDA GPU here; use auto or cpu")
     return torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")

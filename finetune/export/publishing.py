@@ -10,8 +10,9 @@ from uuid import uuid4
 
 from filelock import FileLock, Timeout
 
-from finetune.bundle import Bundle, BundleInfo, ModelCard, triton_config, versions_of
+from finetune.bundle import INPUT, OUTPUT, Bundle, BundleInfo, ModelCard, versions_of
 from finetune.files import make_folder, sha256, write_text
+from finetune.triton import labels_file, triton_config
 
 STAGING = ".staging-"
 
@@ -74,5 +75,6 @@ def publish(staged: Path, repository: Path, info: BundleInfo) -> Bundle:
 
 
 def _describe(model: Path, card: ModelCard) -> None:
-    write_text(model / "labels.txt", "".join(f"{label}\n" for label in card.labels))
-    write_text(model / "config.pbtxt", triton_config(card))
+    config = triton_config(card.name, INPUT, OUTPUT, card.preprocessing.image_size, len(card.labels))
+    write_text(model / "labels.txt", labels_file(card.labels))
+    write_text(model / "config.pbtxt", config)

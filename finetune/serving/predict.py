@@ -20,6 +20,7 @@ from finetune.files import replacing
 from finetune.parallel import ordered_map
 from finetune.preprocess import Pixels
 from finetune.progress import track
+from finetune.providers import TENSORRT_BATCH
 from finetune.serving.predictor import Predictor, open_predictor
 from finetune.stores import (
     SAMPLE_TEXTS,
@@ -46,7 +47,12 @@ def main(config: PredictConfig) -> str:
     bundle = open_bundle(config.model)
     files = _list_files(config.input, config.output)
     card = bundle.info.model
-    predictor = open_predictor(bundle, config.device)
+    predictor = open_predictor(bundle, config.device, engine_cache=config.engine_cache)
+    if predictor.session.provider == "tensorrt" and config.batch_size > TENSORRT_BATCH:
+        raise FinetuneError(
+            f"batch_size={config.batch_size} is more than the {TENSORRT_BATCH} photos that TensorRT's engines are "
+            f"compiled for; use batch_size={TENSORRT_BATCH} or less"
+        )
     header = ["path", "label", "probability", "error", *(card.labels if config.probabilities else ())]
     counts: Counter[str] = Counter()
     with replacing(config.output) as beside, _csv(beside) as file:

@@ -10,13 +10,14 @@ from pydantic import BaseModel
 
 from finetune.bundle import INPUT, OUTPUT, Bundle
 from finetune.preprocess import Pixels, Preprocessing, Readable, load_pixels
+from finetune.providers import TENSORRT_BATCH
 from finetune.runtime import Device, open_session
 
 # What cameras, phones and browsers make. Pillow's rarer decoders are no risk a server should take.
 SERVED_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "PPM")
 # Photos that run at once. On a CPU the activations of a few stay in its cache, and a request of many photos costs no
 # more memory than a request of few and lets others run in between.
-CPU_BATCH, CUDA_BATCH = 4, 32
+CPU_BATCH, GPU_BATCH = 4, TENSORRT_BATCH
 
 
 class Score(BaseModel):
@@ -44,14 +45,15 @@ class Predictor:
         preprocessing: Preprocessing,
         device: Device = "auto",
         threads: int | None = None,
+        engine_cache: Path | None = None,
     ) -> None:
         self.labels, self.preprocessing = labels, preprocessing
-        self.session = open_session(model, device, threads)
+        self.session = open_session(model, device, threads, engine_cache)
 
     @property
     def batch_size(self) -> int:
         """How many photos should be given to `run` at most."""
-        return CUDA_BATCH if self.session.provider == "cuda" else CPU_BATCH
+        return GPU_BATCH if self.session.provider in ("cuda", "tensorrt") else CPU_BATCH
 
     def warm_up(self) -> None:
         """Run blank photos through the model on its device; raises where the device cannot do it after all."""
@@ -76,10 +78,12 @@ class Predictor:
         return Prediction(label=scores[0].label, probability=scores[0].probability, top=scores)
 
 
-def open_predictor(bundle: Bundle, device: Device, threads: int | None = None) -> Predictor:
+def open_predictor(
+    bundle: Bundle, device: Device, threads: int | None = None, engine_cache: Path | None = None
+) -> Predictor:
     """Open a bundle's model on a device."""
     card = bundle.info.model
-    return Predictor(bundle.model, card.labels, card.preprocessing, device, threads)
+    return Predictor(bundle.model, card.labels, card.preprocessing, device, threads, engine_cache)
 
 
 def on_each_provider(bundle: Bundle, device: Device) -> list[Predictor]:

@@ -26,7 +26,8 @@ def main(config: ServeConfig) -> str:
         failures.append(failure)
         server.should_exit = True
 
-    served = Served(bundles, config.device, None if config.threads == "auto" else config.threads, stop)
+    threads = None if config.threads == "auto" else config.threads
+    served = Served(bundles, config.device, threads, stop, config.engine_cache)
     app = create_app(served, config.max_body_mb, config.max_photos)
     server = uvicorn.Server(
         uvicorn.Config(

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
+from pathlib import Path
 from threading import Thread
 from typing import Any
 
@@ -22,10 +23,11 @@ log = logging.getLogger(__name__)
 class ServedModel:
     """A bundle and its predictor, run by one thread of its own."""
 
-    def __init__(self, bundle: Bundle, device: Device, threads: int | None) -> None:
+    def __init__(self, bundle: Bundle, device: Device, threads: int | None, engine_cache: Path | None) -> None:
         self.bundle = bundle
         self.device: Device = device
         self.threads = threads
+        self.engine_cache = engine_cache
         # a session uses every core it was given: two runs at once would only slow each other down
         self.thread = ThreadPoolExecutor(1, f"run-{bundle.name}")
 
@@ -39,7 +41,7 @@ class ServedModel:
 
     @cached_property
     def predictor(self) -> Predictor:
-        return open_predictor(self.bundle, self.device, self.threads)
+        return open_predictor(self.bundle, self.device, self.threads, self.engine_cache)
 
     def describe(self) -> dict[str, Any]:
         card = self.bundle.info.model
@@ -55,10 +57,15 @@ class Served:
     """All models of a server. ready: every one of them has answered on its provider."""
 
     def __init__(
-        self, bundles: Sequence[Bundle], device: Device, threads: int | None, on_failure: Callable[[Exception], None]
+        self,
+        bundles: Sequence[Bundle],
+        device: Device,
+        threads: int | None,
+        on_failure: Callable[[Exception], None],
+        engine_cache: Path | None = None,
     ) -> None:
         """on_failure: called from the loading thread if a model cannot be opened or run."""
-        self.models = [ServedModel(bundle, device, threads) for bundle in bundles]
+        self.models = [ServedModel(bundle, device, threads, engine_cache) for bundle in bundles]
         self.ready = False
         self._on_failure = on_failure
         self._loading = Thread(target=self._load, name="load-models", daemon=True)
