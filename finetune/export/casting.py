@@ -22,7 +22,7 @@ def cast_nodes(proto: onnx.ModelProto, kept: Collection[str], data_type: int) ->
     """Return the graph with all nodes but the `kept` ones in `data_type`, FLOAT16 or BFLOAT16 of onnx.TensorProto.
 
     Nothing is rounded between two kept nodes; those that make the graph's outputs must be among them. Raises
-    onnx.checker.ValidationError where the standard does not define an operator of the graph for the type.
+    onnx.shape_inference.InferenceError where the standard does not define an operator of the graph for the type.
     """
     casting = _Casting(proto)
     for node in proto.graph.node:
