@@ -22,10 +22,10 @@ import numpy as np
 import onnx
 import torch
 from conformal_clip_data import textile_simulated_root
-from torch import Tensor, nn
+from torch import nn
 
-from finetune.bundle import OUTPUT
 from finetune.cli import run
+from finetune.export.graph import exported_graph
 from finetune.export.halves import to_bf16, to_fp16, to_mixed
 from finetune.export.int8 import search_int8
 from finetune.export.photos import pixel_batches
@@ -34,7 +34,6 @@ from finetune.export.variant_table import variant_table
 from finetune.export.variants import Gate, choose, measure
 from finetune.models.backbone import build_backbone, describe_backbone
 from finetune.models.classifier import Classifier
-from finetune.models.graph import lasting_graph
 from finetune.preprocess import Pixels, Preprocessing
 
 CLASSES = ("global", "local", "nominal")
@@ -80,17 +79,6 @@ def fitted(photos: Path, folder: Path, image_size: int) -> onnx.ModelProto:
     return onnx.load(folder / "models/lite0/1/model.onnx")
 
 
-class Answers(nn.Module):
-    """A classifier as it is exported: photos in, probabilities out."""
-
-    def __init__(self, classifier: Classifier) -> None:
-        super().__init__()
-        self.classifier = classifier
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.classifier.probabilities(images)
-
-
 def untrained(photos: Path, image_size: int) -> onnx.ModelProto:
     torch.manual_seed(0)
     backbone, _ = build_backbone("resnet50", image_size, "none")
@@ -101,7 +89,7 @@ def untrained(photos: Path, image_size: int) -> onnx.ModelProto:
     with torch.no_grad():
         for batch in pixel_batches(files(photos, "train", SAMPLE), preprocessing(image_size)):
             classifier.train()(torch.from_numpy(batch))
-        return lasting_graph(Answers(classifier.eval()), image_size, OUTPUT)
+    return exported_graph(classifier.eval(), image_size)
 
 
 def compare(name: str, fp32: onnx.ModelProto, photos: Path, image_size: int, max_accuracy_loss: float) -> None:

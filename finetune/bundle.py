@@ -183,8 +183,6 @@ def find_bundles(repository: Path) -> list[Bundle]:
     return [open_bundle(folder) for folder in folders]
 
 
-
-
 def _newest_version(model: Path) -> Path:
     if not model.is_dir():
         beside = [path.name for path in model.parent.iterdir()] if model.parent.is_dir() else []

@@ -22,7 +22,7 @@ from finetune.config.training import (
     ScheduleConfig,
     TrainerConfig,
 )
-from finetune.schema import Address, Place, Section
+from finetune.schema import Address, Fraction, Place, Section
 
 Device = Literal["auto", "cpu", "cuda", "tensorrt", "openvino"]
 EngineCache = Annotated[
@@ -149,6 +149,12 @@ class ExportConfig(Section):
     output: Place | None = Field(description="model repository to write the bundle into")
     name: str | None = Field(
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$", description="the model's name in it; null: the run folder's name"
+    )
+    precision: Literal["fp32", "fp16", "bf16", "mixed", "int8", "auto"] = Field(
+        description="mixed: fp16 but where fragile; int8: but for layers that suffer; auto: the fastest that passes"
+    )
+    max_accuracy_loss: Fraction = Field(
+        description="of another precision than fp32, 0 to 1: what loses more accuracy on test photos is not published"
     )
     parity_limit: Annotated[float, Field(gt=0)] = Field(
         description="largest difference of any probability between torch and onnxruntime; above it nothing is written"

@@ -12,11 +12,14 @@ from numpy.typing import NDArray
 from finetune.bundle import SCHEMA, Bundle, BundleInfo, Parity, open_bundle
 from finetune.config import ExportConfig
 from finetune.errors import FinetuneError
+from finetune.export.card import model_card, recorded_evaluations
 from finetune.export.checkpoint import from_checkpoint
 from finetune.export.graph import describe, exported_graph
 from finetune.export.parity import Probabilities, compare, require_agreement, save_table, torch_probabilities
+from finetune.export.precision import choose_precision
 from finetune.export.publishing import publish, staging
 from finetune.export.source import Source, from_run
+from finetune.files import write_text
 from finetune.golden import spread_over_classes, write_answers, write_photos
 from finetune.run import FinishedRun
 from finetune.runtime import Device
@@ -25,7 +28,7 @@ from finetune.serving.predictor import on_each_provider
 log = logging.getLogger(__name__)
 
 # Keys that decide what is in the files: with the same ones a network is exported once.
-DECIDING = ("golden",)
+DECIDING = ("precision", "max_accuracy_loss", "golden")
 
 
 def export(config: ExportConfig) -> str:
@@ -36,7 +39,7 @@ def export(config: ExportConfig) -> str:
     existing = _same_export(config.output / source.card.name, source, asked)
     if existing is not None:
         return f"already exported: {existing.folder}\n{_summary(existing)}"
-    card = source.card
+    card, told = source.card, ""
     with staging(config.output) as folder:
         log.info("exporting %s at %d px", card.backbone, card.preprocessing.image_size)
         proto = exported_graph(source.network, card.preprocessing.image_size)
@@ -47,9 +50,19 @@ def export(config: ExportConfig) -> str:
         )
         trained = torch_probabilities(source.network, card.preprocessing, source.manifest.files(source.compared))
         parity = _compare(Bundle(folder, info), source, trained, config.parity_limit, config.device)
+        if config.precision != "fp32":
+            chosen, told = choose_precision(proto, source, config.precision, config.max_accuracy_loss, config.device)
+            if chosen.name != "fp32":
+                (folder / "model.onnx").write_bytes(chosen.proto.SerializeToString())
+                parity = _compare(Bundle(folder, info), source, trained, None, config.device)
+            info = info.model_copy(update={"precision": chosen.name})
         _write_golden(folder, source, trained, config.golden)
-        bundle = publish(folder, config.output, info.model_copy(update={"parity": parity}))
-    return f"bundle: {bundle.folder}\n{_summary(bundle)}\nnext: finetune serve models={config.output}"
+        info = info.model_copy(update={"parity": parity})
+        write_text(folder / "README.md", _readme(info, source, config))
+        bundle = publish(folder, config.output, info)
+    lines = [told] if told else []
+    lines += [f"bundle: {bundle.folder}", _summary(bundle), f"next: finetune serve models={config.output}"]
+    return "\n".join(lines)
 
 
 def verify_beside_run(config: ExportConfig) -> str:
@@ -82,6 +95,13 @@ def _compare(
         require_agreement(parity, source.table)
         found.append(parity)
     return tuple(found)
+
+
+def _readme(info: BundleInfo, source: Source, config: ExportConfig) -> str:
+    if config.run is None:
+        return model_card(info, None)
+    run = FinishedRun(config.run)
+    return model_card(info, run.result, run.manifest, recorded_evaluations(run))
 
 
 def _write_golden(folder: Path, source: Source, trained: Probabilities, count: int) -> None:

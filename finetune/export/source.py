@@ -20,8 +20,9 @@ CALIBRATION_PHOTOS = 256
 
 @dataclass(frozen=True)
 class Source:
-    """A trained network. compared: photos on which the bundle must agree with it; judging: with labels, that decide on
-    other precisions; calibration: that show them the range of values.
+    """A trained network. compared: photos on which the bundle must agree with it; judging: those that decide whether
+    another precision loses accuracy, as unknown to the network as there are; calibration: those that show it the range
+    of values.
 
     table: where every photo's answers are written; result: of the run it came from, None for a checkpoint.
     """
@@ -45,17 +46,19 @@ def from_run(run: FinishedRun, config: ExportConfig) -> Source:
     """Open a finished run; raises FinetuneError where photos that are needed are gone."""
     manifest = run.manifest
     compared = run.require(manifest.of("test") or manifest.of("val"))
-    other = False
+    in_float = config.precision == "fp32"
     train = manifest.of("train")
     seen = [train[place] for place in spread_over_classes([photo.label for photo in train], CALIBRATION_PHOTOS)]
+    # a head was fitted to the validation photos too in the end: on those, losses look larger than they are
+    judging = manifest.of("test" if run.result.freeze == "head" else "val") or compared
     classifier = run.classifier()
     return Source(
         network=classifier,
         card=_card(run, config.name or run.files.path.resolve().name, classifier.temperature.item()),
         manifest=manifest,
         compared=compared,
-        judging=run.require(manifest.of("val")) if other else (),
-        calibration=run.require(seen) if other else (),
+        judging=() if in_float else run.require(judging),
+        calibration=() if in_float else run.require(seen),
         table=run.files.path / "parity.csv",
         result=run.result,
     )

@@ -22,7 +22,7 @@ Row = Sequence[str]
 def variant_table(variants: Sequence[Variant]) -> str:
     """Return a line a variant, then a line for each that does not pass with the reason.
 
-    speed: in multiples of fp32's; accuracy, and agreement with fp32's answers, in percent of the validation photos;
+    speed: in multiples of fp32's; accuracy, and agreement with fp32's answers, in percent of the judging photos;
     difference: the largest of one probability from fp32's.
     """
     exact = next(variant for variant in variants if variant.name == FP32)

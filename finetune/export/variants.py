@@ -31,7 +31,7 @@ Probabilities = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Score:
-    """Over the validation photos. accuracy and agreement, with the answers of fp32, are fractions of 1.
+    """Over the judging photos. accuracy and agreement, with the answers of fp32, are fractions of 1.
 
     largest_difference: of one probability from fp32's.
     """
@@ -68,7 +68,7 @@ class Variant:
 
 
 class Gate:
-    """Judges graphs by what they lose of fp32's accuracy on validation photos.
+    """Judges graphs by what they lose of fp32's accuracy on photos that the network has not learned.
 
     Each graph is run over the photos once: what a search has judged is not run again for the table.
     """
@@ -101,7 +101,7 @@ class Gate:
         if round(lost * len(self.targets)) <= self.max_accuracy_loss * len(self.targets) + 1e-9:
             return ""
         return (
-            f"loses {100 * lost:.1f} points of validation accuracy ({100 * exact:.1f} to "
+            f"loses {100 * lost:.1f} points of accuracy ({100 * exact:.1f} to "
             f"{100 * score.accuracy:.1f} %), more than max_accuracy_loss={self.max_accuracy_loss:g}"
         )
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import onnx
 import torch
@@ -39,7 +41,7 @@ def quick_graph(module: nn.Module, image_size: int, output: str) -> bytes:
 def lasting_graph(module: nn.Module, image_size: int, output: str) -> onnx.ModelProto:
     """Return the graph that goes into a bundle: one file's worth, weights inside."""
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    with warnings.catch_warnings():
+    with _plain_attention(module), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch.export speaks to those who develop it
         program = torch.onnx.export(
             module.eval(),
@@ -60,6 +62,19 @@ def lasting_graph(module: nn.Module, image_size: int, output: str) -> onnx.Model
     for value in (*proto.graph.input, *proto.graph.output):
         value.type.tensor_type.shape.dim[0].dim_param = "photos"
     return proto
+
+
+@contextmanager
+def _plain_attention(module: nn.Module) -> Iterator[None]:
+    """Have attention computed step by step: the exporter takes torch's fused one in four dimensions only."""
+    fused = [part for part in module.modules() if getattr(part, "fused_attn", False)]
+    for part in fused:
+        part.fused_attn = False  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        for part in fused:
+            part.fused_attn = True  # type: ignore[assignment]
 
 
 def _example(image_size: int) -> torch.Tensor:

@@ -24,7 +24,8 @@ def test_the_bundle_is_an_entry_of_a_triton_repository(tiny_models: Path) -> Non
     files = sorted(path.relative_to(tiny_models).as_posix() for path in tiny_models.rglob("*") if path.is_file())
     golden = ["tiny/1/golden/answers.npz", "tiny/1/golden/photos.json"]
     golden = sorted([*(f"tiny/1/golden/{number}.jpg" for number in range(7)), *golden])
-    assert files == ["tiny/1/bundle.json", *golden, "tiny/1/model.onnx", "tiny/config.pbtxt", "tiny/labels.txt"]
+    inside = ["tiny/1/README.md", "tiny/1/bundle.json", *golden, "tiny/1/model.onnx"]
+    assert files == [*inside, "tiny/config.pbtxt", "tiny/labels.txt"]
     assert (tiny_models / "tiny" / "labels.txt").read_text().split() == list(CLASSES)
     config = (tiny_models / "tiny" / "config.pbtxt").read_text()
     for line in ('name: "tiny"', 'platform: "onnxruntime_onnx"', "TYPE_UINT8 format: FORMAT_NHWC dims: [ 64, 64, 3 ]"):

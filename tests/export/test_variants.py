@@ -76,7 +76,7 @@ def test_the_limit_itself_may_be_lost(lost: int, limit: float, passes: bool) -> 
 def test_a_refusal_says_by_how_much() -> None:
     graph = steep_graph(1.0)
     refusal = gate(graph, limit=0.01).refusal(Score(0.95, 1.0, 0.0))
-    assert refusal == "loses 5.0 points of validation accuracy (100.0 to 95.0 %), more than max_accuracy_loss=0.01"
+    assert refusal == "loses 5.0 points of accuracy (100.0 to 95.0 %), more than max_accuracy_loss=0.01"
 
 
 def test_variants_are_measured_and_what_does_not_run_says_why() -> None:
@@ -90,7 +90,7 @@ def test_variants_are_measured_and_what_does_not_run_says_why() -> None:
     assert set(exact.photos_a_second) == {1, 8}
     assert brain.score is None
     assert brain.reason.startswith("does not run on this device: [ONNXRuntimeError] : 9 : NOT_IMPLEMENTED")
-    assert bad.reason.startswith("loses 100.0 points of validation accuracy (100.0 to 0.0 %)")
+    assert bad.reason.startswith("loses 100.0 points of accuracy (100.0 to 0.0 %)")
     lines = variant_table(variants).splitlines()
     header = "precision MB photos/s at 1 photos/s at 8 speed accuracy agrees difference passes"
     assert " ".join(lines[0].split()) == header
