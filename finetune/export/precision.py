@@ -28,7 +28,7 @@ RANKING_PHOTOS = 12
 def choose_precision(
     proto: onnx.ModelProto, source: Source, precision: str, max_accuracy_loss: float, device: Device
 ) -> tuple[Variant, str]:
-    """Return the graph in the precision that is asked for if it keeps its accuracy, else fp32; and why, with a table."""
+    """Return the graph in the precision asked for if it keeps its accuracy, else in fp32; and why, with a table."""
     photos = partial(pixel_batches, source.manifest.files(source.judging), source.card.preprocessing)
     gate = Gate(proto, photos, source.targets(source.judging), device, max_accuracy_loss)
     wanted = PRECISIONS if precision == "auto" else (precision,)
