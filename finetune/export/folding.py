@@ -1,0 +1,135 @@
+"""The same graph with less in it: no batch norm, and nothing that comes out the same for every photo."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnxscript import ir, optimizer
+from onnxscript.rewriter import MatchResult, RewriteRuleClassBase, RewriteRuleSet
+from onnxscript.rewriter.rules.common import (
+    fuse_batchnorm_into_conv_rule,
+    fuse_batchnorm_into_conv_transpose_rule,
+    fuse_batchnorm_into_gemm_rule,
+)
+
+from finetune.errors import FinetuneError
+
+# onnxscript would leave what is computed from a layer's weights, such as their standardisation, to every single run
+ANY_SIZE = 2**31
+
+
+def lean(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Drop what does no work: constants are computed, and dead, double and neutral nodes go; answers stay the same."""
+    model = ir.from_proto(proto)
+    RewriteRuleSet([_NeutralGather().rule()]).apply_to_model(model)  # type: ignore[no-untyped-call]
+    optimizer.optimize(model, input_size_limit=ANY_SIZE, output_size_limit=ANY_SIZE)
+    return ir.to_proto(model)
+
+
+def fold_batch_norm(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Fold each batch norm into the Conv, ConvTranspose or Gemm before it, or make it one Mul and one Add.
+
+    A lean graph is wanted. Answers change by rounding only. Raises FinetuneError where a norm's statistics are no
+    constants, as in a network exported for training.
+    """
+    model = ir.from_proto(proto)
+    into_weights = [
+        fuse_batchnorm_into_conv_rule,
+        fuse_batchnorm_into_conv_transpose_rule,
+        fuse_batchnorm_into_gemm_rule,
+    ]
+    RewriteRuleSet(into_weights).apply_to_model(model)
+    RewriteRuleSet([_ScaleAndShift().rule()]).apply_to_model(model)  # type: ignore[no-untyped-call]
+    left = [node.name for node in model.graph if node.op_type == "BatchNormalization"]
+    if left:
+        raise FinetuneError(
+            f"the batch norm {left[0]} takes its statistics from each batch; export the model in eval mode"
+        )
+    # the scales and shifts of norms without an affine part, which several shared, have no reader now
+    optimizer.remove_unused_nodes(model)
+    return ir.to_proto(model)
+
+
+class _ScaleAndShift(RewriteRuleClassBase):
+    """A batch norm that no layer before it can take in: pre-activation networks have it after a sum or a pool."""
+
+    def pattern(self, op: Any, x: ir.Value, scale: ir.Value, bias: ir.Value, mean: ir.Value, var: ir.Value) -> Any:
+        return op.BatchNormalization(x, scale, bias, mean, var, _allow_other_attributes=True, _outputs=["normed"])
+
+    def check(self, context: Any, x: ir.Value, normed: ir.Value, **parameters: ir.Value) -> MatchResult:  # type: ignore[override]  # called with the pattern's names
+        matched = MatchResult()
+        if x.shape is None or any(value.const_value is None for value in parameters.values()):
+            matched.fail("its parameters are no constants")
+        return matched
+
+    def rewrite(self, op: Any, x: ir.Value, normed: ir.Value, **parameters: ir.Value) -> Any:
+        scale, bias, mean, var = (constant(parameters[name]) for name in ("scale", "bias", "mean", "var"))
+        node = normed.producer()
+        assert node is not None
+        assert x.shape is not None
+        epsilon = node.attributes["epsilon"].as_float() if "epsilon" in node.attributes else 1e-5
+        shape = (-1, *(1 for _ in x.shape[2:]))
+        factor = scale / np.sqrt(var + np.float32(epsilon))
+        factors = op.initializer(ir.tensor(factor.reshape(shape)), f"{normed.name}_scale")
+        shifts = op.initializer(ir.tensor((bias - mean * factor).reshape(shape)), f"{normed.name}_shift")
+        return op.Add(op.Mul(x, factors), shifts)
+
+
+class _NeutralGather(RewriteRuleClassBase):
+    """Four dimensions gathered to where they were: what the exporter makes of timm's pooling (`as_strided`)."""
+
+    def pattern(
+        self,
+        op: Any,
+        x: ir.Value,
+        flat: ir.Value,
+        first: ir.Value,
+        photos: ir.Value,
+        one: ir.Value,
+        stride: ir.Value,
+        axes: ir.Value,
+        channels: ir.Value,
+        third: ir.Value,
+        fourth: ir.Value,
+    ) -> Any:
+        starts = op.Unsqueeze(op.Mul(op.Range(first, photos, one), stride), axes)
+        return op.Gather(op.Reshape(x, flat), op.Add(op.Add(op.Add(starts, channels), third), fourth))
+
+    def check(self, context: Any, x: ir.Value, photos: ir.Value, **constants: ir.Value) -> MatchResult:  # type: ignore[override]  # called with the pattern's names
+        matched = MatchResult()
+        if not _is_neutral(x, constants):
+            matched.fail("it changes the order")
+        return matched
+
+    def rewrite(self, op: Any, x: ir.Value, **_: ir.Value) -> Any:
+        return op.Identity(x)
+
+
+def _is_neutral(x: ir.Value, constants: dict[str, ir.Value]) -> bool:
+    """Whether photo n and channel c of (N, width, 1, 1) come from n x width + c, where they lie."""
+    if x.shape is None or any(value.const_value is None for value in constants.values()):
+        return False
+    width = x.shape[1] if len(x.shape) == 4 else None
+    if not isinstance(width, int) or list(x.shape[2:]) != [1, 1]:
+        return False
+    wanted = {
+        "flat": [-1],
+        "first": [0],
+        "one": [1],
+        "stride": [width],
+        "axes": [1, 2, 3],
+        "channels": list(range(width)),
+        "third": [0],
+        "fourth": [0],
+    }
+    found = {name: constant(value).ravel().tolist() for name, value in constants.items()}
+    return found == wanted and list(constant(constants["channels"]).shape) == [1, width, 1, 1]
+
+
+def constant(value: ir.Value) -> NDArray[Any]:
+    """Return the array of a value that is an initialiser."""
+    assert value.const_value is not None
+    return value.const_value.numpy()
