@@ -6,8 +6,10 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir.passes.common as passes
 from numpy.typing import NDArray
-from onnxscript import ir, optimizer
+from onnxscript import ir, optimizer, rewriter
+from onnxscript.optimizer._constant_folding import FoldConstantsPass
 from onnxscript.rewriter import MatchResult, RewriteRuleClassBase, RewriteRuleSet
 from onnxscript.rewriter.rules.common import (
     fuse_batchnorm_into_conv_rule,
@@ -19,13 +21,28 @@ from finetune.errors import FinetuneError
 
 # onnxscript would leave what is computed from a layer's weights, such as their standardisation, to every single run
 ANY_SIZE = 2**31
+# where one tensor is clipped twice they name the bounds alike, and one pair is lost
+UNSOUND = ("FuseMinMaxToClip", "FuseMaxMinToClip")
 
 
 def lean(proto: onnx.ModelProto) -> onnx.ModelProto:
     """Drop what does no work: constants are computed, and dead, double and neutral nodes go; answers stay the same."""
     model = ir.from_proto(proto)
     RewriteRuleSet([_NeutralGather().rule()]).apply_to_model(model)  # type: ignore[no-untyped-call]
-    optimizer.optimize(model, input_size_limit=ANY_SIZE, output_size_limit=ANY_SIZE)
+    fold = FoldConstantsPass(shape_inference=True, input_size_limit=ANY_SIZE, output_size_limit=ANY_SIZE)
+    rules = [rule for rule in rewriter._DEFAULT_REWRITE_RULES if rule.name not in UNSOUND]
+    clean = passes.RemoveUnusedNodesPass()
+    ir.passes.Sequential(
+        passes.InlinePass(),
+        ir.passes.PassManager([fold, rewriter.RewritePass(rules), clean], steps=2, early_stop=True),
+        clean,
+        passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+        passes.LiftSubgraphInitializersToMainGraphPass(),
+        passes.DeduplicateInitializersPass(),
+        passes.CommonSubexpressionEliminationPass(),
+        passes.OutputFixPass(),
+        passes.NameFixPass(),
+    )(model)
     return ir.to_proto(model)
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from finetune.bundle import OUTPUT, ModelCard
+from finetune.export.folding import fold_batch_norm, lean
 from finetune.models.classifier import Scorer
 from finetune.models.graph import lasting_graph
 
@@ -16,7 +17,8 @@ from finetune.models.graph import lasting_graph
 def exported_graph(classifier: Scorer, image_size: int) -> onnx.ModelProto:
     """Return (N, image_size, image_size, 3) uint8 to (N, classes) probabilities; weights inside, N free."""
     with torch.no_grad():
-        return lasting_graph(_Probabilities(classifier), image_size, OUTPUT)
+        proto = lasting_graph(_Probabilities(classifier), image_size, OUTPUT)
+    return fold_batch_norm(lean(proto))
 
 
 def describe(proto: onnx.ModelProto, card: ModelCard) -> None:

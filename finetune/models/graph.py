@@ -52,6 +52,8 @@ def lasting_graph(module: nn.Module, image_size: int, output: str) -> onnx.Model
             dynamic_shapes=({0: torch.export.Dim.DYNAMIC},),
             dynamo=True,
             external_data=False,
+            # what is dropped from the graph is chosen in finetune.export.folding
+            optimize=False,
             verbose=False,
         )
     if program is None:
