@@ -52,7 +52,7 @@ def main() -> None:
 
 
 def compare(name: str, network: Classifier, device: str) -> None:
-    session = open_session(exported_graph(network, IMAGE_SIZE).SerializeToString(), device=device).ort  # type: ignore[arg-type]
+    session = open_session(exported_graph(network, IMAGE_SIZE)[0].SerializeToString(), device=device).ort  # type: ignore[arg-type]
     network = network.to(device).to(memory_format=torch.channels_last)
     ways: dict[str, Way] = {"onnxruntime": lambda images: session.run(None, {"images": images})[0]}
     ways["torch"] = _in_torch(network.probabilities, device, None)

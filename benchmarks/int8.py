@@ -89,7 +89,7 @@ def untrained(photos: Path, image_size: int) -> onnx.ModelProto:
     with torch.no_grad():
         for batch in pixel_batches(files(photos, "train", SAMPLE), preprocessing(image_size)):
             classifier.train()(torch.from_numpy(batch))
-    return exported_graph(classifier.eval(), image_size)
+    return exported_graph(classifier.eval(), image_size)[0]
 
 
 def compare(name: str, fp32: onnx.ModelProto, photos: Path, image_size: int, max_accuracy_loss: float) -> None:

@@ -98,7 +98,7 @@ def measure(name: str, head: FeatureSet) -> dict[str, Any]:
     step(classifier, photos[:2])
     spread(classifier, photos[:8])
     classifier.eval()
-    graph = exported_graph(classifier, size)
+    graph, _ = exported_graph(classifier, size)
     session = open_session(graph.SerializeToString(), device="cpu", threads=1).ort
     with torch.no_grad():
         wanted = torch.cat([classifier.probabilities(part) for part in photos.split(8)]).numpy()
@@ -143,12 +143,15 @@ def step(classifier: Classifier, images: Tensor) -> None:
 
 
 def spread(classifier: Classifier, images: Tensor) -> None:
-    """Shift and scale what the head says until photos get answers unlike each other, or no difference would show."""
+    """Shift and scale what the head says until photos get answers unlike each other, or no difference would show.
+
+    By a hundred at most: where features hardly differ, as with layers scaled by 1e-5, more would show rounding errors.
+    """
     classifier.eval()
     with torch.no_grad():
         logits = classifier(images)
         classifier.head.linear.bias -= logits.mean(0)
-        classifier.temperature.copy_(logits.std(0).mean().clamp(min=1e-6))
+        classifier.temperature.copy_(logits.std(0).mean().clamp(min=0.01 * logits.abs().mean()))
 
 
 if __name__ == "__main__":

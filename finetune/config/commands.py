@@ -153,8 +153,17 @@ class ExportConfig(Section):
     precision: Literal["fp32", "fp16", "bf16", "mixed", "int8", "auto"] = Field(
         description="mixed: fp16 but where fragile; int8: but for layers that suffer; auto: the fastest that passes"
     )
+    prune: Annotated[float, Field(ge=0, lt=1)] | None = Field(
+        description="share of channels to remove, those of least magnitude; 0: those that do nothing; null: none"
+    )
+    weights: Literal["fp32", "fp16"] = Field(
+        description="how they are stored; fp16 halves the file, and the arithmetic stays that of precision="
+    )
+    optimised: bool = Field(
+        description="save onnxruntime's own optimisation of the graph: opens sooner, in this version or newer only"
+    )
     max_accuracy_loss: Fraction = Field(
-        description="of another precision than fp32, 0 to 1: what loses more accuracy on test photos is not published"
+        description="of another precision, pruning or fp16 weights, 0 to 1; what loses more on test photos is not done"
     )
     parity_limit: Annotated[float, Field(gt=0)] = Field(
         description="largest difference of any probability between torch and onnxruntime; above it nothing is written"
@@ -168,6 +177,21 @@ class ExportConfig(Section):
     verify: Place | None = Field(
         description="a bundle to ask whether it still answers as it was exported; nothing is written"
     )
+
+    kserve: str | None = Field(
+        description="the repository as a cluster reads it, such as s3://BUCKET/models: writes NAME/kserve.yaml"
+    )
+
+    @property
+    def reduces(self) -> bool:
+        """Whether anything else than the compared graph itself is asked for."""
+        return self.precision != "fp32" or self.prune is not None or self.weights != "fp32" or self.optimised
+
+    @model_validator(mode="after")
+    def _stores_once(self) -> ExportConfig:
+        if self.optimised and self.weights == "fp16":
+            raise ValueError("optimised=true stores weights in full again: leave it or weights=fp16 out")
+        return self
 
     @model_validator(mode="after")
     def _has_one_source(self) -> ExportConfig:

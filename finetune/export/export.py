@@ -6,18 +6,20 @@ import logging
 from pathlib import Path
 
 import numpy as np
+import onnx
 import torch
 from numpy.typing import NDArray
 
-from finetune.bundle import SCHEMA, Bundle, BundleInfo, Parity, open_bundle
+from finetune.bundle import SCHEMA, Bundle, BundleInfo, ModelCard, Parity, open_bundle
 from finetune.config import ExportConfig
 from finetune.errors import FinetuneError
 from finetune.export.card import model_card, recorded_evaluations
 from finetune.export.checkpoint import from_checkpoint
 from finetune.export.graph import describe, exported_graph
+from finetune.export.kserve import kserve_manifest
 from finetune.export.parity import Probabilities, compare, require_agreement, save_table, torch_probabilities
-from finetune.export.precision import choose_precision
 from finetune.export.publishing import publish, staging
+from finetune.export.reduction import reduce
 from finetune.export.source import Source, from_run
 from finetune.files import write_text
 from finetune.golden import spread_over_classes, write_answers, write_photos
@@ -28,7 +30,7 @@ from finetune.serving.predictor import on_each_provider
 log = logging.getLogger(__name__)
 
 # Keys that decide what is in the files: with the same ones a network is exported once.
-DECIDING = ("precision", "max_accuracy_loss", "golden")
+DECIDING = ("precision", "prune", "weights", "optimised", "max_accuracy_loss", "golden")
 
 
 def export(config: ExportConfig) -> str:
@@ -39,30 +41,33 @@ def export(config: ExportConfig) -> str:
     existing = _same_export(config.output / source.card.name, source, asked)
     if existing is not None:
         return f"already exported: {existing.folder}\n{_summary(existing)}"
-    card, told = source.card, ""
+    card = source.card
     with staging(config.output) as folder:
         log.info("exporting %s at %d px", card.backbone, card.preprocessing.image_size)
-        proto = exported_graph(source.network, card.preprocessing.image_size)
-        describe(proto, card)
-        (folder / "model.onnx").write_bytes(proto.SerializeToString())
+        proto, raw_nodes = exported_graph(source.network, card.preprocessing.image_size)
+        told = [f"{raw_nodes} nodes as torch exports them, {len(proto.graph.node)} after folding"]
+        _write(proto, card, folder)
         info = BundleInfo(
             schema_version=SCHEMA, model=card, precision="fp32", parity=(), asked=asked, files={}, seal=""
         )
         trained = torch_probabilities(source.network, card.preprocessing, source.manifest.files(source.compared))
         parity = _compare(Bundle(folder, info), source, trained, config.parity_limit, config.device)
-        if config.precision != "fp32":
-            chosen, told = choose_precision(proto, source, config.precision, config.max_accuracy_loss, config.device)
-            if chosen.name != "fp32":
-                (folder / "model.onnx").write_bytes(chosen.proto.SerializeToString())
-                parity = _compare(Bundle(folder, info), source, trained, None, config.device)
-            info = info.model_copy(update={"precision": chosen.name})
+        if config.reduces:
+            reduced = reduce(proto, source, config)
+            told.extend(reduced.told)
+            if reduced.proto is not proto:
+                _write(reduced.proto, card, folder)
+                limit = config.parity_limit if reduced.exact else None
+                parity = _compare(Bundle(folder, info), source, trained, limit, config.device)
+            info = info.model_copy(update={"precision": reduced.precision})
         _write_golden(folder, source, trained, config.golden)
         info = info.model_copy(update={"parity": parity})
         write_text(folder / "README.md", _readme(info, source, config))
         bundle = publish(folder, config.output, info)
-    lines = [told] if told else []
-    lines += [f"bundle: {bundle.folder}", _summary(bundle), f"next: finetune serve models={config.output}"]
-    return "\n".join(lines)
+    if config.kserve is not None:
+        write_text(bundle.folder.parent / "kserve.yaml", kserve_manifest(card.name, config.kserve))
+    next_step = f"next: finetune serve models={config.output}"
+    return "\n".join([*told, f"bundle: {bundle.folder}", _summary(bundle), next_step])
 
 
 def verify_beside_run(config: ExportConfig) -> str:
@@ -78,6 +83,11 @@ def verify_beside_run(config: ExportConfig) -> str:
     limit = config.parity_limit if bundle.info.precision == "fp32" else None
     parity = _compare(bundle, source, trained, limit, config.device)
     return f"{bundle.folder}: every file is as it was exported\n" + "\n".join(map(_in_words, parity))
+
+
+def _write(proto: onnx.ModelProto, card: ModelCard, folder: Path) -> None:
+    describe(proto, card)
+    (folder / "model.onnx").write_bytes(proto.SerializeToString())
 
 
 def _open(config: ExportConfig) -> Source:

@@ -28,16 +28,20 @@ UNSOUND = ("FuseMinMaxToClip", "FuseMaxMinToClip")
 def lean(proto: onnx.ModelProto) -> onnx.ModelProto:
     """Drop what does no work: constants are computed, and dead, double and neutral nodes go; answers stay the same."""
     model = ir.from_proto(proto)
-    RewriteRuleSet([_NeutralGather().rule()]).apply_to_model(model)  # type: ignore[no-untyped-call]
     fold = FoldConstantsPass(shape_inference=True, input_size_limit=ANY_SIZE, output_size_limit=ANY_SIZE)
     rules = [rule for rule in rewriter._DEFAULT_REWRITE_RULES if rule.name not in UNSOUND]
-    clean = passes.RemoveUnusedNodesPass()
     ir.passes.Sequential(
         passes.InlinePass(),
-        ir.passes.PassManager([fold, rewriter.RewritePass(rules), clean], steps=2, early_stop=True),
-        clean,
+        ir.passes.PassManager(
+            [fold, rewriter.RewritePass(rules), passes.RemoveUnusedNodesPass()], steps=2, early_stop=True
+        ),
         passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
         passes.LiftSubgraphInitializersToMainGraphPass(),
+    )(model)
+    RewriteRuleSet([_NeutralGather().rule()]).apply_to_model(model)  # type: ignore[no-untyped-call]
+    ir.passes.Sequential(
+        fold,
+        passes.RemoveUnusedNodesPass(),
         passes.DeduplicateInitializersPass(),
         passes.CommonSubexpressionEliminationPass(),
         passes.OutputFixPass(),

@@ -14,15 +14,19 @@ from finetune.models.classifier import Scorer
 from finetune.models.graph import lasting_graph
 
 
-def exported_graph(classifier: Scorer, image_size: int) -> onnx.ModelProto:
-    """Return (N, image_size, image_size, 3) uint8 to (N, classes) probabilities; weights inside, N free."""
+def exported_graph(classifier: Scorer, image_size: int) -> tuple[onnx.ModelProto, int]:
+    """Return (N, image_size, image_size, 3) uint8 to (N, classes) probabilities, weights inside, N free.
+
+    Beside it the number of nodes that the exporter had made of the same, before constants and batch norms were folded.
+    """
     with torch.no_grad():
         proto = lasting_graph(_Probabilities(classifier), image_size, OUTPUT)
-    return fold_batch_norm(lean(proto))
+    return fold_batch_norm(lean(proto)), len(proto.graph.node)
 
 
 def describe(proto: onnx.ModelProto, card: ModelCard) -> None:
     """Write into the file what it is, so that it knows its labels and its input where it lies alone."""
+    del proto.metadata_props[:]
     for key, value in card.model_dump(mode="json").items():
         entry = proto.metadata_props.add()
         entry.key = f"finetune.{key}"

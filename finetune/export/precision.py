@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from functools import partial
 
 import numpy as np
 import onnx
@@ -16,7 +15,6 @@ from finetune.export.source import Source
 from finetune.export.variant_table import variant_table
 from finetune.export.variants import FP32, Gate, Variant, choose, measure
 from finetune.golden import spread_over_classes
-from finetune.runtime import Device
 
 log = logging.getLogger(__name__)
 
@@ -25,12 +23,8 @@ PRECISIONS = ("fp16", "mixed", "bf16", "int8")
 RANKING_PHOTOS = 12
 
 
-def choose_precision(
-    proto: onnx.ModelProto, source: Source, precision: str, max_accuracy_loss: float, device: Device
-) -> tuple[Variant, str]:
+def choose_precision(proto: onnx.ModelProto, source: Source, precision: str, gate: Gate) -> tuple[Variant, str]:
     """Return the graph in the precision asked for if it keeps its accuracy, else in fp32; and why, with a table."""
-    photos = partial(pixel_batches, source.manifest.files(source.judging), source.card.preprocessing)
-    gate = Gate(proto, photos, source.targets(source.judging), device, max_accuracy_loss)
     wanted = PRECISIONS if precision == "auto" else (precision,)
     variants = measure({FP32: proto, **{name: _made(name, proto, source, gate) for name in wanted}}, gate)
     chosen, why = choose(variants, precision)

@@ -46,7 +46,6 @@ def from_run(run: FinishedRun, config: ExportConfig) -> Source:
     """Open a finished run; raises FinetuneError where photos that are needed are gone."""
     manifest = run.manifest
     compared = run.require(manifest.of("test") or manifest.of("val"))
-    in_float = config.precision == "fp32"
     train = manifest.of("train")
     seen = [train[place] for place in spread_over_classes([photo.label for photo in train], CALIBRATION_PHOTOS)]
     # a head was fitted to the validation photos too in the end: on those, losses look larger than they are
@@ -57,8 +56,8 @@ def from_run(run: FinishedRun, config: ExportConfig) -> Source:
         card=_card(run, config.name or run.files.path.resolve().name, classifier.temperature.item()),
         manifest=manifest,
         compared=compared,
-        judging=() if in_float else run.require(judging),
-        calibration=() if in_float else run.require(seen),
+        judging=run.require(judging) if config.reduces else (),
+        calibration=run.require(seen) if config.reduces else (),
         table=run.files.path / "parity.csv",
         result=run.result,
     )

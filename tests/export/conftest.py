@@ -16,4 +16,4 @@ def stages_graph() -> onnx.ModelProto:
     torch.manual_seed(0)
     backbone, _ = build_backbone("test_efficientnet", 64, "none")
     classifier = Classifier(describe_backbone("test_efficientnet"), backbone, "stages", 3)
-    return exported_graph(classifier.eval(), 64)
+    return exported_graph(classifier.eval(), 64)[0]

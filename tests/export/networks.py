@@ -10,16 +10,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from finetune.export.folding import lean
 from finetune.models.backbone import build_backbone, describe_backbone
 from finetune.models.classifier import Classifier
 from finetune.models.graph import lasting_graph
 from finetune.runtime import open_session
 
-SIZES = {"test_resnet": 64, "test_efficientnet": 64, "test_convnext": 64, "test_vit": 160, "resnetv2_18": 64}
+SIZES = {"test_resnet": 64, "test_efficientnet": 64, "test_vit": 160, "resnetv2_18": 64}
 NETWORKS = tuple(SIZES)
 
 
-class Exported(nn.Module):
+class _Probabilities(nn.Module):
     def __init__(self, classifier: Classifier) -> None:
         super().__init__()
         self.classifier = classifier
@@ -30,7 +31,13 @@ class Exported(nn.Module):
 
 @functools.cache
 def graph_of(name: str) -> onnx.ModelProto:
-    """Return the graph of an untrained network and a linear head over stages and last layer; not to be changed."""
+    """Return the lean graph of an untrained network and a linear head over stages and last layer; not to be changed."""
+    return lean(raw_graph_of(name))
+
+
+@functools.cache
+def raw_graph_of(name: str) -> onnx.ModelProto:
+    """Return the same as it comes from the exporter."""
     torch.manual_seed(0)
     backbone, _ = build_backbone(name, SIZES[name], "none")
     classifier = Classifier(describe_backbone(name), backbone, "all", 3).eval()
@@ -45,7 +52,7 @@ def graph_of(name: str) -> onnx.ModelProto:
     with torch.no_grad():
         nn.init.normal_(classifier.head.linear.weight)
         classifier.temperature.copy_(classifier(photos).std())
-        return lasting_graph(Exported(classifier), SIZES[name], "probabilities")
+        return lasting_graph(_Probabilities(classifier), SIZES[name], "probabilities")
 
 
 def answers(proto: onnx.ModelProto) -> NDArray[np.float32]:

@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import onnx
+import pytest
+import yaml
+
+from finetune.bundle import Bundle, open_bundle
+from finetune.cli import run
+
+
+def export(tiny_run: Path, output: Path, *words: str) -> Bundle:
+    assert run(["export", f"run={tiny_run}", f"output={output}", "name=tiny", *words]) == 0
+    return open_bundle(output / "tiny")
+
+
+def test_batch_norms_are_folded_and_the_nodes_counted(
+    tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = export(tiny_run, tmp_path)
+    nodes = onnx.load(bundle.model).graph.node
+    assert "BatchNormalization" not in {node.op_type for node in nodes}
+    before, after = (int(word) for word in capsys.readouterr().out.splitlines()[0].split() if word.isdigit())
+    assert after == len(nodes) < before
+
+
+def test_weights_in_half_halve_the_file(tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    whole = export(tiny_run, tmp_path / "whole").model.stat().st_size
+    bundle = export(tiny_run, tmp_path, "weights=fp16")
+    assert re.search(r"weights stored as fp16: 1\.\d MB become 0\.\d", capsys.readouterr().out)
+    assert bundle.model.stat().st_size < 0.55 * whole
+    assert bundle.info.precision == "fp32"
+    assert bundle.info.parity[0].limit is None
+
+
+def test_an_optimised_graph_still_keeps_the_limit_and_knows_its_labels(tiny_run: Path, tmp_path: Path) -> None:
+    bundle = export(tiny_run, tmp_path, "optimised=true")
+    assert bundle.info.parity[0].limit == 1e-4
+    proto = onnx.load(bundle.model)
+    assert "finetune.labels" in {entry.key for entry in proto.metadata_props}
+    assert len({entry.key for entry in proto.metadata_props}) == len(proto.metadata_props)
+
+
+def test_pruning_says_what_went_or_by_how_much_it_fails(
+    tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = export(tiny_run, tmp_path / "whole").model.stat().st_size
+    bundle = export(tiny_run, tmp_path / "free", "prune=0.5", "max_accuracy_loss=1")
+    assert "pruned: " in capsys.readouterr().out
+    assert bundle.model.stat().st_size < 0.6 * whole
+    strict = export(tiny_run, tmp_path / "strict", "prune=0.9", "max_accuracy_loss=0")
+    said = capsys.readouterr().out
+    assert "not pruned: prune=0.9 loses " in said
+    assert "points of accuracy (100.0 to " in said
+    assert strict.model.stat().st_size == whole
+    assert strict.info.parity[0].limit == 1e-4
+    capsys.readouterr()
+
+
+def test_channels_that_do_nothing_go_and_the_limit_is_kept(
+    tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The sample network of timm has some."""
+    bundle = export(tiny_run, tmp_path, "prune=0")
+    assert "pruned: " in capsys.readouterr().out
+    assert bundle.info.parity[0].limit == 1e-4
+
+
+def test_a_manifest_for_kserve_lies_beside_it_by_option(tiny_run: Path, tmp_path: Path) -> None:
+    export(tiny_run, tmp_path, "kserve=s3://photos/models")
+    manifest = yaml.safe_load((tmp_path / "tiny" / "kserve.yaml").read_text())
+    assert manifest["spec"]["predictor"]["model"]["storageUri"] == "s3://photos/models"
+
+
+def test_half_weights_that_would_be_made_whole_again_are_refused(
+    tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["export", f"run={tiny_run}", f"output={tmp_path}", "weights=fp16", "optimised=true"]) == 2
+    assert "optimised=true stores weights in full again" in capsys.readouterr().err
