@@ -11,34 +11,42 @@ from numpy.typing import NDArray
 from onnxscript import ir, optimizer, rewriter
 from onnxscript.optimizer._constant_folding import FoldConstantsPass
 from onnxscript.rewriter import MatchResult, RewriteRuleClassBase, RewriteRuleSet
-from onnxscript.rewriter.rules.common import (
-    fuse_batchnorm_into_conv_rule,
-    fuse_batchnorm_into_conv_transpose_rule,
-    fuse_batchnorm_into_gemm_rule,
-)
+from onnxscript.rewriter.rules import common as rules
 
 from finetune.errors import FinetuneError
 
 # onnxscript would leave what is computed from a layer's weights, such as their standardisation, to every single run
 ANY_SIZE = 2**31
-# where one tensor is clipped twice they name the bounds alike, and one pair is lost
-UNSOUND = ("FuseMinMaxToClip", "FuseMaxMinToClip")
+# Of onnxscript's, those that find something in classifiers: each rule is tried on each node. Its default set moreover
+# names the bounds alike where one tensor is clipped twice, and loses a pair.
+RULES = (
+    rules.mul_by_1_rule,
+    rules.no_op_cast_rule,
+    rules.cast_cast_rule,
+    rules.no_op_expand_rule,
+    rules.reshape_reshape_rule,
+    rules.materialize_reshape_shape_rule,
+    rules.no_op_transpose_rule,
+    rules.transpose_transpose_rule,
+    rules.unsqueeze_unsqueeze_rule,
+    rules.collapse_slice_rule,
+    rules.collapse_slice2_rule,
+    rules.normalize_pad_format_conv_rule,
+    rules.fuse_pad_into_conv_rule,
+)
 
 
 def lean(proto: onnx.ModelProto) -> onnx.ModelProto:
     """Drop what does no work: constants are computed, and dead, double and neutral nodes go; answers stay the same."""
     model = ir.from_proto(proto)
     fold = FoldConstantsPass(shape_inference=True, input_size_limit=ANY_SIZE, output_size_limit=ANY_SIZE)
-    rules = [rule for rule in rewriter._DEFAULT_REWRITE_RULES if rule.name not in UNSOUND]
     ir.passes.Sequential(
         passes.InlinePass(),
-        ir.passes.PassManager(
-            [fold, rewriter.RewritePass(rules), passes.RemoveUnusedNodesPass()], steps=2, early_stop=True
-        ),
+        ir.passes.PassManager([fold, rewriter.RewritePass(RULES), passes.RemoveUnusedNodesPass()], steps=2),
         passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
         passes.LiftSubgraphInitializersToMainGraphPass(),
     )(model)
-    RewriteRuleSet([_NeutralGather().rule()]).apply_to_model(model)  # type: ignore[no-untyped-call]
+    RewriteRuleSet([_ScaleIntoConv().rule()]).apply_to_model(model)  # type: ignore[no-untyped-call]
     ir.passes.Sequential(
         fold,
         passes.RemoveUnusedNodesPass(),
@@ -58,9 +66,9 @@ def fold_batch_norm(proto: onnx.ModelProto) -> onnx.ModelProto:
     """
     model = ir.from_proto(proto)
     into_weights = [
-        fuse_batchnorm_into_conv_rule,
-        fuse_batchnorm_into_conv_transpose_rule,
-        fuse_batchnorm_into_gemm_rule,
+        rules.fuse_batchnorm_into_conv_rule,
+        rules.fuse_batchnorm_into_conv_transpose_rule,
+        rules.fuse_batchnorm_into_gemm_rule,
     ]
     RewriteRuleSet(into_weights).apply_to_model(model)
     RewriteRuleSet([_ScaleAndShift().rule()]).apply_to_model(model)  # type: ignore[no-untyped-call]
@@ -99,55 +107,26 @@ class _ScaleAndShift(RewriteRuleClassBase):
         return op.Add(op.Mul(x, factors), shifts)
 
 
-class _NeutralGather(RewriteRuleClassBase):
-    """Four dimensions gathered to where they were: what the exporter makes of timm's pooling (`as_strided`)."""
+class _ScaleIntoConv(RewriteRuleClassBase):
+    """What every photo is divided by, a number a channel, goes into the weights of the convolution that follows."""
 
-    def pattern(
-        self,
-        op: Any,
-        x: ir.Value,
-        flat: ir.Value,
-        first: ir.Value,
-        photos: ir.Value,
-        one: ir.Value,
-        stride: ir.Value,
-        axes: ir.Value,
-        channels: ir.Value,
-        third: ir.Value,
-        fourth: ir.Value,
-    ) -> Any:
-        starts = op.Unsqueeze(op.Mul(op.Range(first, photos, one), stride), axes)
-        return op.Gather(op.Reshape(x, flat), op.Add(op.Add(op.Add(starts, channels), third), fourth))
+    def pattern(self, op: Any, x: ir.Value, divisor: ir.Value, weights: ir.Value) -> Any:
+        scaled = op.Div(x, divisor)
+        return op.Conv(scaled, weights, _allow_other_inputs=True, _allow_other_attributes=True, _outputs=["convolved"])
 
-    def check(self, context: Any, x: ir.Value, photos: ir.Value, **constants: ir.Value) -> MatchResult:  # type: ignore[override]  # called with the pattern's names
+    def check(self, context: Any, x: ir.Value, divisor: ir.Value, weights: ir.Value, **_: ir.Value) -> MatchResult:  # type: ignore[override]  # called with the pattern's names
         matched = MatchResult()
-        if not _is_neutral(x, constants):
-            matched.fail("it changes the order")
+        known = divisor.const_value is not None and weights.const_value is not None
+        # a grouped convolution has fewer channels a filter than it reads
+        if not known or constant(divisor).shape != (1, constant(weights).shape[1], 1, 1):
+            matched.fail("it is no number a channel, or the weights are no constants")
         return matched
 
-    def rewrite(self, op: Any, x: ir.Value, **_: ir.Value) -> Any:
-        return op.Identity(x)
-
-
-def _is_neutral(x: ir.Value, constants: dict[str, ir.Value]) -> bool:
-    """Whether photo n and channel c of (N, width, 1, 1) come from n x width + c, where they lie."""
-    if x.shape is None or any(value.const_value is None for value in constants.values()):
-        return False
-    width = x.shape[1] if len(x.shape) == 4 else None
-    if not isinstance(width, int) or list(x.shape[2:]) != [1, 1]:
-        return False
-    wanted = {
-        "flat": [-1],
-        "first": [0],
-        "one": [1],
-        "stride": [width],
-        "axes": [1, 2, 3],
-        "channels": list(range(width)),
-        "third": [0],
-        "fourth": [0],
-    }
-    found = {name: constant(value).ravel().tolist() for name, value in constants.items()}
-    return found == wanted and list(constant(constants["channels"]).shape) == [1, width, 1, 1]
+    def rewrite(self, op: Any, x: ir.Value, divisor: ir.Value, weights: ir.Value, convolved: ir.Value) -> Any:
+        node = convolved.producer()
+        assert node is not None
+        scaled = op.initializer(ir.tensor(constant(weights) / constant(divisor)), f"{weights.name}_scaled")
+        return op.Conv(x, scaled, *node.inputs[2:], **dict(node.attributes))
 
 
 def constant(value: ir.Value) -> NDArray[Any]:

@@ -69,6 +69,13 @@ def test_a_network_of_timm_is_shipped_with_its_own_preprocessing(
     assert run(["export", f"verify={checkpoint / 'models' / 'net'}", f"data.root={tiny_run.parent / 'photos'}"]) == 0
 
 
+def test_its_precision_can_be_chosen_though_its_head_is_its_own(words: list[str], tmp_path: Path) -> None:
+    assert run([*words, f"output={tmp_path}", "precision=fp16", "max_accuracy_loss=1", "name=half"]) == 0
+    bundle = open_bundle(tmp_path / "half")
+    assert bundle.info.precision == "fp16"
+    assert bundle.info.parity[0].max_difference < 0.05
+
+
 @pytest.mark.parametrize(
     ("instead", "reason"),
     [
