@@ -21,6 +21,7 @@ from finetune.export.parity import Probabilities, compare, require_agreement, sa
 from finetune.export.publishing import publish, staging
 from finetune.export.reduction import reduce
 from finetune.export.source import Source, from_run
+from finetune.export.verify import tolerance
 from finetune.files import write_text
 from finetune.golden import spread_over_classes, write_answers, write_photos
 from finetune.run import FinishedRun
@@ -28,6 +29,8 @@ from finetune.runtime import Device
 from finetune.serving.predictor import on_each_provider
 
 log = logging.getLogger(__name__)
+
+Asked = dict[str, str | float | int | bool | None]
 
 # Keys that decide what is in the files: with the same ones a network is exported once.
 DECIDING = ("precision", "prune", "weights", "optimised", "max_accuracy_loss", "golden")
@@ -37,37 +40,43 @@ def export(config: ExportConfig) -> str:
     """Export, compare over real photos, and publish; returns where the bundle is and how close it is."""
     assert config.output is not None
     source = _open(config)
+    name = source.card.name
+    manifest = None if config.kserve is None else kserve_manifest(name, config.kserve)
     asked = {key: getattr(config, key) for key in DECIDING}
-    existing = _same_export(config.output / source.card.name, source, asked)
-    if existing is not None:
-        return f"already exported: {existing.folder}\n{_summary(existing)}"
+    bundle = _same_export(config.output / name, source, asked)
+    told = [f"already exported: {bundle.folder}"] if bundle else []
+    if bundle is None:
+        with staging(config.output) as folder:
+            info, told = _fill(folder, source, asked, config)
+            bundle = publish(folder, config.output, info)
+        told.append(f"bundle: {bundle.folder}")
+    if manifest is not None:
+        write_text(config.output / name / "kserve.yaml", manifest)
+    return "\n".join([*told, _summary(bundle), f"next: finetune serve models={config.output}"])
+
+
+def _fill(folder: Path, source: Source, asked: Asked, config: ExportConfig) -> tuple[BundleInfo, list[str]]:
+    """Write all files of a version but `bundle.json`; returns what that is to say, and what to tell."""
     card = source.card
-    with staging(config.output) as folder:
-        log.info("exporting %s at %d px", card.backbone, card.preprocessing.image_size)
-        proto, raw_nodes = exported_graph(source.network, card.preprocessing.image_size)
-        told = [f"{raw_nodes} nodes as torch exports them, {len(proto.graph.node)} after folding"]
-        _write(proto, card, folder)
-        info = BundleInfo(
-            schema_version=SCHEMA, model=card, precision="fp32", parity=(), asked=asked, files={}, seal=""
-        )
-        trained = torch_probabilities(source.network, card.preprocessing, source.manifest.files(source.compared))
-        parity = _compare(Bundle(folder, info), source, trained, config.parity_limit, config.device)
-        if config.reduces:
-            reduced = reduce(proto, source, config)
-            told.extend(reduced.told)
-            if reduced.proto is not proto:
-                _write(reduced.proto, card, folder)
-                limit = config.parity_limit if reduced.exact else None
-                parity = _compare(Bundle(folder, info), source, trained, limit, config.device)
-            info = info.model_copy(update={"precision": reduced.precision})
-        _write_golden(folder, source, trained, config.golden)
-        info = info.model_copy(update={"parity": parity})
-        write_text(folder / "README.md", _readme(info, source, config))
-        bundle = publish(folder, config.output, info)
-    if config.kserve is not None:
-        write_text(bundle.folder.parent / "kserve.yaml", kserve_manifest(card.name, config.kserve))
-    next_step = f"next: finetune serve models={config.output}"
-    return "\n".join([*told, f"bundle: {bundle.folder}", _summary(bundle), next_step])
+    log.info("exporting %s at %d px", card.backbone, card.preprocessing.image_size)
+    proto, raw_nodes = exported_graph(source.network, card.preprocessing.image_size)
+    told = [f"{raw_nodes} nodes as torch exports them, {len(proto.graph.node)} after folding"]
+    _write(proto, card, folder)
+    info = BundleInfo(schema_version=SCHEMA, model=card, precision="fp32", parity=(), asked=asked, files={}, seal="")
+    trained = torch_probabilities(source.network, card.preprocessing, source.manifest.files(source.compared))
+    parity = _compare(Bundle(folder, info), source, trained, config.parity_limit, config.device)
+    if config.reduces:
+        reduced = reduce(proto, source, config)
+        told.extend(reduced.told)
+        if reduced.proto is not proto:
+            _write(reduced.proto, card, folder)
+            limit = config.parity_limit if reduced.exact else None
+            parity = _compare(Bundle(folder, info), source, trained, limit, config.device)
+        info = info.model_copy(update={"precision": reduced.precision})
+    _write_golden(folder, source, trained, config.golden)
+    info = info.model_copy(update={"parity": parity})
+    write_text(folder / "README.md", _readme(info, source, config))
+    return info, told
 
 
 def verify_beside_run(config: ExportConfig) -> str:
@@ -80,8 +89,7 @@ def verify_beside_run(config: ExportConfig) -> str:
             f"verify={config.verify} was not exported from run={config.run} as it is now; export it again"
         )
     trained = torch_probabilities(source.network, source.card.preprocessing, source.manifest.files(source.compared))
-    limit = config.parity_limit if bundle.info.precision == "fp32" else None
-    parity = _compare(bundle, source, trained, limit, config.device)
+    parity = _compare(bundle, source, trained, tolerance(bundle), config.device)
     return f"{bundle.folder}: every file is as it was exported\n" + "\n".join(map(_in_words, parity))
 
 
@@ -130,7 +138,7 @@ def _write_golden(folder: Path, source: Source, trained: Probabilities, count: i
     write_photos(folder, labelled, source.card.preprocessing, answer)
 
 
-def _same_export(model: Path, source: Source, asked: dict[str, str | float | int | bool | None]) -> Bundle | None:
+def _same_export(model: Path, source: Source, asked: Asked) -> Bundle | None:
     """Return the newest version there if it was made from this very network in this very way."""
     if not model.is_dir():
         return None

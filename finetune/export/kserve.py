@@ -25,7 +25,7 @@ def kserve_manifest(name: str, storage_uri: str) -> str:
     """
     if "://" not in storage_uri:
         raise FinetuneError(
-            f"storage_uri={storage_uri} names no place that a cluster can read; upload the model repository and give "
+            f"kserve={storage_uri} names no place that a cluster can read; upload the model repository and give "
             "its address, such as s3://BUCKET/models, gs://BUCKET/models or pvc://CLAIM/models"
         )
     model = {

@@ -40,5 +40,5 @@ def test_a_name_that_cannot_be_made_one_is_refused(name: str) -> None:
 
 
 def test_a_folder_of_this_machine_is_refused() -> None:
-    with pytest.raises(FinetuneError, match="storage_uri=models names no place that a cluster can read"):
+    with pytest.raises(FinetuneError, match="kserve=models names no place that a cluster can read"):
         kserve_manifest("flowers", "models")

@@ -74,6 +74,23 @@ def test_a_manifest_for_kserve_lies_beside_it_by_option(tiny_run: Path, tmp_path
     assert manifest["spec"]["predictor"]["model"]["storageUri"] == "s3://photos/models"
 
 
+def test_it_is_written_for_a_bundle_that_is_there_already_and_a_wrong_address_costs_nothing(
+    tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["export", f"run={tiny_run}", f"output={tmp_path / 'models'}", "name=tiny"]
+    assert run([*words, "kserve=models"]) == 2
+    assert "kserve=models names no place that a cluster can read" in capsys.readouterr().err
+    assert not (tmp_path / "models").exists()
+    export(tiny_run, tmp_path / "models")
+    export(tiny_run, tmp_path / "models", "kserve=s3://photos/models")
+    assert [path.name for path in sorted((tmp_path / "models" / "tiny").iterdir())] == [
+        "1",
+        "config.pbtxt",
+        "kserve.yaml",
+        "labels.txt",
+    ]
+
+
 def test_half_weights_that_would_be_made_whole_again_are_refused(
     tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
