@@ -174,3 +174,12 @@ def tiny_models(tiny_run: Path) -> Path:
     models = tiny_run.parent / "models"
     assert run(["export", f"run={tiny_run}", f"output={models}", "name=tiny"]) == 0
     return models
+
+
+def rewrite_bundle(version: Path, **of_model: str) -> None:
+    """Change what a bundle says of its model, as if it had been written so."""
+    from finetune.bundle import open_bundle
+
+    info = open_bundle(version).info
+    info = info.model_copy(update={"model": info.model.model_copy(update=of_model)})
+    (version / "bundle.json").write_text(info.model_copy(update={"seal": info.expected_seal}).as_text)

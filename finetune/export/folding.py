@@ -33,6 +33,10 @@ RULES = (
     rules.collapse_slice2_rule,
     rules.normalize_pad_format_conv_rule,
     rules.fuse_pad_into_conv_rule,
+    # biases of 0, which convolutions would share: a batch norm does not go into what another layer reads too
+    rules.remove_optional_bias_from_conv_rule,
+    rules.remove_optional_bias_from_conv_transpose_rule,
+    rules.remove_optional_bias_from_gemm_rule,
 )
 
 
@@ -46,7 +50,7 @@ def lean(proto: onnx.ModelProto) -> onnx.ModelProto:
         passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
         passes.LiftSubgraphInitializersToMainGraphPass(),
     )(model)
-    RewriteRuleSet([_ScaleIntoConv().rule()]).apply_to_model(model)  # type: ignore[no-untyped-call]
+    RewriteRuleSet([_NeutralGather().rule(), _ScaleIntoConv().rule()]).apply_to_model(model)  # type: ignore[no-untyped-call]
     ir.passes.Sequential(
         fold,
         passes.RemoveUnusedNodesPass(),
@@ -127,6 +131,60 @@ class _ScaleIntoConv(RewriteRuleClassBase):
         assert node is not None
         scaled = op.initializer(ir.tensor(constant(weights) / constant(divisor)), f"{weights.name}_scaled")
         return op.Conv(x, scaled, *node.inputs[2:], **dict(node.attributes))
+
+
+class _NeutralGather(RewriteRuleClassBase):
+    """Four dimensions gathered to where they were: what the exporter makes of timm's pooling (`as_strided`)."""
+
+    def pattern(
+        self,
+        op: Any,
+        x: ir.Value,
+        flat: ir.Value,
+        first: ir.Value,
+        photos: ir.Value,
+        one: ir.Value,
+        stride: ir.Value,
+        axes: ir.Value,
+        offset: ir.Value,
+        channels: ir.Value,
+        third: ir.Value,
+        fourth: ir.Value,
+    ) -> Any:
+        starts = op.Unsqueeze(op.Mul(op.Range(first, photos, one), stride), axes)
+        places = op.Add(op.Add(op.Add(op.Add(offset, starts), channels), third), fourth)
+        return op.Gather(op.Reshape(x, flat), places)
+
+    def check(self, context: Any, x: ir.Value, photos: ir.Value, **constants: ir.Value) -> MatchResult:  # type: ignore[override]  # called with the pattern's names
+        matched = MatchResult()
+        if not _is_neutral(x, constants):
+            matched.fail("it changes the order")
+        return matched
+
+    def rewrite(self, op: Any, x: ir.Value, **_: ir.Value) -> Any:
+        return op.Identity(x)
+
+
+def _is_neutral(x: ir.Value, constants: dict[str, ir.Value]) -> bool:
+    """Whether photo n and channel c of (N, width, 1, 1) come from n x width + c, where they lie."""
+    if x.shape is None or any(value.const_value is None for value in constants.values()):
+        return False
+    width = x.shape[1] if len(x.shape) == 4 else None
+    if not isinstance(width, int) or list(x.shape[2:]) != [1, 1]:
+        return False
+    wanted = {
+        "flat": [-1],
+        "first": [0],
+        "one": [1],
+        "stride": [width],
+        "axes": [1, 2, 3],
+        "offset": [0],
+        "channels": list(range(width)),
+        "third": [0],
+        "fourth": [0],
+    }
+    found = {name: constant(value).ravel().tolist() for name, value in constants.items()}
+    return found == wanted and list(constant(constants["channels"]).shape) == [1, width, 1, 1]
 
 
 def constant(value: ir.Value) -> NDArray[Any]:

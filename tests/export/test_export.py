@@ -17,7 +17,7 @@ from finetune.cli import run
 from finetune.export.parity import BATCH_SIZES, _batches
 from finetune.files import sha256
 from finetune.models.graph import lasting_graph
-from tests.conftest import CLASSES
+from tests.conftest import CLASSES, rewrite_bundle
 
 
 def test_the_bundle_is_an_entry_of_a_triton_repository(tiny_models: Path) -> None:
@@ -74,7 +74,7 @@ def test_the_same_run_is_exported_once(tiny_models: Path, tiny_run: Path, capsys
 
 def test_another_run_becomes_the_next_version(tiny_models: Path, tiny_run: Path, tmp_path: Path) -> None:
     shutil.copytree(tiny_models, tmp_path / "models")
-    rewrite(tmp_path / "models" / "tiny" / "1", weights_sha256="another")
+    rewrite_bundle(tmp_path / "models" / "tiny" / "1", weights_sha256="another")
     assert run(["export", f"run={tiny_run}", f"output={tmp_path / 'models'}", "name=tiny"]) == 0
     assert open_bundle(tmp_path / "models" / "tiny").version == "2"
     assert (tmp_path / "models" / "tiny" / "1" / "model.onnx").is_file()
@@ -103,14 +103,6 @@ def test_a_limit_that_cannot_be_met_leaves_no_bundle(tiny_run: Path, tmp_path: P
     words = ["export", f"run={tiny_run}", f"output={tmp_path / 'models'}", "parity_limit=1e-30"]
     assert run(words) == 1
     assert list((tmp_path / "models").iterdir()) == []
-
-
-def rewrite(version: Path, **of_model: str) -> None:
-    """Change what a bundle says of its model, as if it had been written so."""
-    bundle = open_bundle(version)
-    info = bundle.info.model_copy(update={"model": bundle.info.model.model_copy(update=of_model)})
-    info = info.model_copy(update={"seal": info.expected_seal})
-    (version / "bundle.json").write_text(info.as_text)
 
 
 @pytest.mark.parametrize("photos", [1, 3, 6, 10, 23, 600])

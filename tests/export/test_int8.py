@@ -33,7 +33,9 @@ def test_all_layers_are_in_int8_and_answer_nearly_as_in_fp32(
     photos = noise(5, 64)
     np.testing.assert_allclose(answers(whole, photos), answers(stages_graph, photos), atol=0.1)
     assert whole.ByteSize() < 0.6 * stages_graph.ByteSize()
-    assert (whole.graph.input[0], whole.graph.output[0]) == (stages_graph.graph.input[0], stages_graph.graph.output[0])
+    for side in ("input", "output"):
+        ((now,), (before,)) = (getattr(graph.graph, side) for graph in (whole, stages_graph))
+        assert (now.name, now.type) == (before.name, before.type)
 
 
 @settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import re
 import shutil
 import signal
@@ -20,7 +19,7 @@ from finetune.cli import run
 from finetune.serving.app import create_app
 from finetune.serving.predictor import Predictor
 from finetune.serving.served import Served
-from tests.conftest import CLASSES
+from tests.conftest import CLASSES, rewrite_bundle
 from tests.serving.conftest import Server, Start
 
 
@@ -182,10 +181,7 @@ def test_several_models_are_served_by_name(
 ) -> None:
     models = Path(shutil.copytree(tiny_models, tmp_path / "models"))
     shutil.copytree(models / "tiny", models / "second")
-    info = models / "second" / "1" / "bundle.json"
-    described = json.loads(info.read_text())
-    described["model"]["name"] = "second"
-    info.write_text(json.dumps(described))
+    rewrite_bundle(models / "second" / "1", name="second")
     server = start_server(models)
     raw = (photos / "green" / "0.jpg").read_bytes()
     said = error_of(httpx.post(f"{server.address}/predict", content=raw), 400)
