@@ -1,9 +1,9 @@
 """Write docs/exports.md: how closely the exported graph of each of timm's modules agrees with torch.
 
-    python scripts/exports.py exports.jsonl > docs/exports.md
+    python scripts/exports.py benchmarks/results/exports.jsonl > docs/exports.md
 
-Takes about an hour on two cores; what exports.jsonl holds already is not done again. `tests/export/test_exports.py`
-makes a sample of the table anew.
+Takes an hour or two on two cores; what is in the file already is not done again. `tests/export/test_exports.py` makes a
+sample of the table anew.
 """
 
 from __future__ import annotations
@@ -30,9 +30,10 @@ TEXT = """# Exported architectures
 The smallest architecture of each of timm's {count} modules is trained for one step, exported, and asked in onnxruntime
 on a CPU at batch sizes 1, 2, 7 and 32: the largest difference of any probability from torch, for a head on the last
 layer's features and for one on those of every stage. The limit that a bundle has to keep is 1e-4. Weights are random,
-and heads are scaled, up to five times, until photos get answers unlike each other. {missing}Written by
-`python scripts/exports.py exports.jsonl`, which takes an hour or two; `tests/export/test_exports.py` makes a part of
-it anew.
+and heads are scaled, up to five times, until photos get answers unlike each other. {missing}
+
+Written by `python scripts/exports.py benchmarks/results/exports.jsonl`, which goes on with what is not in that file
+yet; `tests/export/test_exports.py` makes a part of it anew.
 
 | timm's module | smallest architecture | px | nodes | last layer | every stage |
 | --- | --- | --- | --- | --- | --- |
@@ -65,7 +66,7 @@ def show(rows: dict[tuple[str, str], dict[str, Any]]) -> None:
     """Print the document, with the modules that are there in both ways."""
     whole = [module for module in smallest() if all((module, head) in rows for head in HEADS)]
     left = len(smallest()) - len(whole)
-    missing = f"Of {left} modules the figures are not there yet. " if left else ""
+    missing = f"Of {left} modules the figures are not there yet." if left else ""
     print(TEXT.format(count=len(smallest()), missing=missing), end="")
     for module in whole:
         print(line(*(rows[module, head] for head in HEADS)))
