@@ -12,12 +12,11 @@ import onnx
 import torch
 from conformal_clip_data import textile_simulated_root
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
-from finetune.export.folding import fold_batch_norm, lean
+from finetune.export.graph import exported_graph
 from finetune.models.backbone import build_backbone, describe_backbone
 from finetune.models.classifier import Classifier
-from finetune.models.graph import INPUT, lasting_graph
+from finetune.models.graph import INPUT
 from finetune.preprocess import Preprocessing, load_pixels
 
 IMAGE_SIZE = 224
@@ -25,22 +24,11 @@ IMAGE_SIZE = 224
 NETWORKS = {"tf_efficientnet_lite0": "auto", "resnet50": "none"}
 
 
-class Exported(nn.Module):
-    def __init__(self, classifier: Classifier) -> None:
-        super().__init__()
-        self.classifier = classifier
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.classifier.probabilities(images)
-
-
 def export(name: str) -> onnx.ModelProto:
     """Return the graph of a network and an untrained head over its last layer."""
     torch.manual_seed(0)
     backbone, _ = build_backbone(name, IMAGE_SIZE, NETWORKS[name])
-    classifier = Classifier(describe_backbone(name), backbone, "last", 3).eval()
-    with torch.no_grad():
-        return fold_batch_norm(lean(lasting_graph(Exported(classifier), IMAGE_SIZE, "probabilities")))
+    return exported_graph(Classifier(describe_backbone(name), backbone, "last", 3).eval(), IMAGE_SIZE)[0]
 
 
 def photos(number: int) -> NDArray[np.uint8]:

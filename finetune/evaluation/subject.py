@@ -101,15 +101,20 @@ def choose_photos(config: EvaluateConfig, subject: Subject, run: FinishedRun | N
         return _own(run, subject, config.split or "test")
     class_from = config.data.class_from or (run.data.class_from if run else "folder")
     manifest = read_labelled(config.data.root, class_from, config.split)
-    unknown = [label for label in manifest.classes if label not in subject.classes]
+    require_known_classes(manifest, subject.classes, config.data.root)
+    return Chosen(manifest, manifest.of("test"), config.split, _seen(run, manifest) if run else None)
+
+
+def require_known_classes(manifest: Manifest, classes: Sequence[str], root: str) -> None:
+    """Raise FinetuneError where photos under `root` are of classes that a model does not have."""
+    unknown = [label for label in manifest.classes if label not in classes]
     if unknown:
-        names = ", ".join(f"'{label}'{nearest(label, subject.classes)}" for label in unknown[:3])
+        names = ", ".join(f"'{label}'{nearest(label, classes)}" for label in unknown[:3])
         more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
         raise FinetuneError(
-            f"data.root={config.data.root} has {'classes' if len(unknown) > 1 else 'a class'} that the model does not "
-            f"know: {names}{more} (it knows {_some(subject.classes)})"
+            f"data.root={root} has {'classes' if len(unknown) > 1 else 'a class'} that the model does not "
+            f"know: {names}{more} (it knows {_some(classes)})"
         )
-    return Chosen(manifest, manifest.of("test"), config.split, _seen(run, manifest) if run else None)
 
 
 def _own(run: FinishedRun | None, subject: Subject, split: Split) -> Chosen:

@@ -18,7 +18,8 @@ from finetune.config import ExportConfig
 from finetune.data.audit import read_labelled
 from finetune.data.manifest import Manifest, Photo
 from finetune.errors import FinetuneError
-from finetune.export.source import Source, require_labels
+from finetune.evaluation.subject import require_known_classes
+from finetune.export.source import Source
 from finetune.files import sha256
 from finetune.models.backbone import BackboneSpec, require_known, takes_any_size
 from finetune.models.classifier import Normalise, Scorer
@@ -61,7 +62,7 @@ def from_checkpoint(config: ExportConfig) -> Source:
     spec = BackboneSpec(backbone, wanted["input_size"][-1], tuple(wanted["mean"]), tuple(wanted["std"]))
     preprocessing = _preprocessing(config, spec.image_size, wanted)
     manifest = read_labelled(root, config.data.class_from or "folder")
-    require_labels(manifest, labels, f"data.root={root}")
+    require_known_classes(manifest, labels, root)
     photos = manifest.of("test")
     scorer = TimmNetwork(spec, network).eval()
     if wanted["input_size"][0] != 3:
@@ -87,7 +88,7 @@ def from_checkpoint(config: ExportConfig) -> Source:
         judging=first,
         calibration=tuple(photo for photo in photos if photo not in first),
         table=Path(f"{file.stem}-parity.csv"),
-        result=None,
+        run=None,
     )
 
 

@@ -75,7 +75,7 @@ def _fill(folder: Path, source: Source, asked: Asked, config: ExportConfig) -> t
         info = info.model_copy(update={"precision": reduced.precision})
     _write_golden(folder, source, trained, config.golden)
     info = info.model_copy(update={"parity": parity})
-    write_text(folder / "README.md", _readme(info, source, config))
+    write_text(folder / "README.md", _readme(info, source.run))
     return info, told
 
 
@@ -115,11 +115,8 @@ def _compare(
     return tuple(found)
 
 
-def _readme(info: BundleInfo, source: Source, config: ExportConfig) -> str:
-    if config.run is None:
-        return model_card(info, None)
-    run = FinishedRun(config.run)
-    return model_card(info, run.result, run.manifest, recorded_evaluations(run))
+def _readme(info: BundleInfo, run: FinishedRun | None) -> str:
+    return model_card(info, run.result, run.manifest, recorded_evaluations(run)) if run else model_card(info, None)
 
 
 def _write_golden(folder: Path, source: Source, trained: Probabilities, count: int) -> None:

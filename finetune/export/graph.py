@@ -19,9 +19,14 @@ def exported_graph(classifier: Scorer, image_size: int) -> tuple[onnx.ModelProto
 
     Beside it the number of nodes that the exporter had made of the same, before constants and batch norms were folded.
     """
+    raw = raw_graph(classifier, image_size)
+    return fold_batch_norm(lean(raw)), len(raw.graph.node)
+
+
+def raw_graph(classifier: Scorer, image_size: int) -> onnx.ModelProto:
+    """Return the same as torch's exporter makes it."""
     with torch.no_grad():
-        proto = lasting_graph(_Probabilities(classifier), image_size, OUTPUT)
-    return fold_batch_norm(lean(proto)), len(proto.graph.node)
+        return lasting_graph(_Probabilities(classifier), image_size, OUTPUT)
 
 
 def describe(proto: onnx.ModelProto, card: ModelCard) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Iterator, Sequence
 from itertools import cycle, islice
 from pathlib import Path
@@ -57,12 +58,12 @@ def compare(
 
 def require_agreement(parity: Parity, table: Path) -> None:
     """Raise ParityError where a probability differs by more than the limit; table: where every photo's answers are."""
-    if parity.limit is None or parity.max_difference <= parity.limit:  # so that a NaN is a failure too
-        return
-    raise ParityError(
-        f"the ONNX model differs from the trained one by {parity.max_difference:.2g} on {parity.worst_photo}, more "
-        f"than parity_limit={parity.limit:g}, on {parity.provider}; no bundle was written ({table} has every photo)"
-    )
+    limit = math.inf if parity.limit is None else parity.limit
+    if not parity.max_difference <= limit:  # not `>`: a NaN is a failure too, whatever the precision
+        raise ParityError(
+            f"the ONNX model differs from the trained one by {parity.max_difference:.2g} on {parity.worst_photo}, more "
+            f"than parity_limit={limit:g}, on {parity.provider}; no bundle was written ({table} has every photo)"
+        )
 
 
 def torch_probabilities(network: Scorer, preprocessing: Preprocessing, files: Sequence[Readable]) -> Probabilities:

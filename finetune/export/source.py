@@ -9,10 +9,9 @@ from pathlib import Path
 from finetune.bundle import ModelCard
 from finetune.config import ExportConfig
 from finetune.data.manifest import Manifest, Photo
-from finetune.errors import FinetuneError, nearest
 from finetune.golden import spread_over_classes
 from finetune.models.classifier import Scorer
-from finetune.run import FinishedRun, Result, versions
+from finetune.run import FinishedRun, versions
 
 # int8 ranges hardly change after this many photos.
 CALIBRATION_PHOTOS = 256
@@ -24,7 +23,7 @@ class Source:
     another precision loses accuracy, as unknown to the network as there are; calibration: those that show it the range
     of values.
 
-    table: where every photo's answers are written; result: of the run it came from, None for a checkpoint.
+    table: where every photo's answers are written; run: that it came from, None for a checkpoint.
     """
 
     network: Scorer
@@ -34,7 +33,7 @@ class Source:
     judging: tuple[Photo, ...]
     calibration: tuple[Photo, ...]
     table: Path
-    result: Result | None
+    run: FinishedRun | None
 
     def targets(self, photos: Sequence[Photo]) -> list[int]:
         """Return the number of each photo's class among the model's outputs."""
@@ -59,7 +58,7 @@ def from_run(run: FinishedRun, config: ExportConfig) -> Source:
         judging=run.require(judging) if config.reduces else (),
         calibration=run.require(seen) if config.reduces else (),
         table=run.files.path / "parity.csv",
-        result=run.result,
+        run=run,
     )
 
 
@@ -81,13 +80,3 @@ def _card(run: FinishedRun, name: str, temperature: float) -> ModelCard:
         weights_sha256=run.weights_sha256,
         versions=versions(),
     )
-
-
-def require_labels(manifest: Manifest, labels: Sequence[str], named: str) -> None:
-    """Raise FinetuneError where photos are of classes that a model does not have."""
-    unknown = [label for label in manifest.classes if label not in labels]
-    if unknown:
-        raise FinetuneError(
-            f"{named} has a class that the model does not know: '{unknown[0]}'{nearest(unknown[0], labels)} "
-            f"(it knows {', '.join(labels[:20])})"
-        )

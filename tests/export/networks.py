@@ -8,25 +8,16 @@ import numpy as np
 import onnx
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from finetune.export.folding import lean
+from finetune.export.graph import raw_graph
 from finetune.models.backbone import build_backbone, describe_backbone
 from finetune.models.classifier import Classifier
-from finetune.models.graph import lasting_graph
 from finetune.runtime import open_session
 
 SIZES = {"test_resnet": 64, "test_efficientnet": 64, "test_vit": 160, "resnetv2_18": 64}
 NETWORKS = tuple(SIZES)
-
-
-class _Probabilities(nn.Module):
-    def __init__(self, classifier: Classifier) -> None:
-        super().__init__()
-        self.classifier = classifier
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.classifier.probabilities(images)
 
 
 @functools.cache
@@ -52,7 +43,7 @@ def raw_graph_of(name: str) -> onnx.ModelProto:
     with torch.no_grad():
         nn.init.normal_(classifier.head.linear.weight)
         classifier.temperature.copy_(classifier(photos).std())
-        return lasting_graph(_Probabilities(classifier), SIZES[name], "probabilities")
+    return raw_graph(classifier, SIZES[name])
 
 
 def answers(proto: onnx.ModelProto) -> NDArray[np.float32]:

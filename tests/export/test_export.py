@@ -14,7 +14,8 @@ from PIL import Image
 import finetune.export.graph as graph_module
 from finetune.bundle import open_bundle
 from finetune.cli import run
-from finetune.export.parity import BATCH_SIZES, _batches
+from finetune.errors import ParityError
+from finetune.export.parity import BATCH_SIZES, _batches, require_agreement
 from finetune.files import sha256
 from finetune.models.graph import lasting_graph
 from tests.conftest import CLASSES, rewrite_bundle
@@ -97,6 +98,14 @@ def test_a_model_that_answers_differently_is_not_published(
     assert "more than parity_limit=0.0001, on cpu; no bundle was written" in said
     assert "Traceback" not in said
     assert list((tmp_path / "models").iterdir()) == []
+
+
+@pytest.mark.parametrize("limit", [None, 1e-4])
+def test_answers_that_are_no_numbers_are_never_published(tiny_models: Path, limit: float | None) -> None:
+    (parity,) = open_bundle(tiny_models / "tiny").info.parity
+    require_agreement(parity.model_copy(update={"limit": limit}), Path("parity.csv"))
+    with pytest.raises(ParityError, match="differs from the trained one by nan"):
+        require_agreement(parity.model_copy(update={"limit": limit, "max_difference": np.nan}), Path("parity.csv"))
 
 
 def test_a_limit_that_cannot_be_met_leaves_no_bundle(tiny_run: Path, tmp_path: Path) -> None:
