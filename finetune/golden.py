@@ -1,8 +1,10 @@
 """Golden photos and answers that travel in a bundle, so that it can be asked on any machine whether it still agrees.
 
 golden/0.jpg ...   a few of the photos that were compared, each scaled down
-golden/photos.json what they show, the digest of the pixels they decode to, and the trained model's answers
-golden/answers.npz the trained model's answers to the photos themselves, which stay at home, by the sha256 of each
+golden/photos.json what they show, the digest of the pixels they decode to, and the right answers
+golden/answers.npz the right answers to the photos themselves, which stay at home, by the sha256 of each
+
+Right is what the trained model says, or, of a file that was reduced, what that file said where it was exported.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ Probabilities = NDArray[np.float32]
 
 
 class GoldenPhoto(BaseModel):
-    """probabilities: the trained model's, in torch, of the pixels whose sha256 stands here."""
+    """probabilities: the right ones, of the pixels whose sha256 stands here."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -44,7 +46,7 @@ class GoldenPhoto(BaseModel):
 
 
 class Answers(NamedTuple):
-    """What the trained model answered to photos: sha256 of their files, (N, 32) uint8, and (N, classes)."""
+    """The right answers to photos: sha256 of their files, (N, 32) uint8, and (N, classes)."""
 
     sha256: NDArray[np.uint8]
     probabilities: Probabilities
@@ -82,7 +84,7 @@ def write_photos(
 
 
 def write_answers(version: Path, digests: Sequence[str], probabilities: Probabilities) -> None:
-    """Write what the trained model answered to photos, given the sha256 of each."""
+    """Write the right answers to photos, given the sha256 of each."""
     folder = make_folder(version / FOLDER)
     every = -(-probabilities.size // MOST_NUMBERS)
     rows = np.frombuffer(b"".join(map(bytes.fromhex, digests)), np.uint8).reshape(-1, hashlib.sha256().digest_size)
@@ -101,7 +103,7 @@ def read_photos(version: Path) -> list[GoldenPhoto]:
 
 
 def read_answers(version: Path) -> Answers | None:
-    """Return the trained model's answers that travel in a bundle's version; None where there are none."""
+    """Return the answers that travel in a bundle's version; None where there are none."""
     path = version / FOLDER / ANSWERS
     if not path.is_file():
         return None

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import onnx
@@ -21,15 +23,19 @@ from finetune.export.parity import Probabilities, compare, require_agreement, sa
 from finetune.export.publishing import publish, staging
 from finetune.export.reduction import reduce
 from finetune.export.source import Source, from_run
-from finetune.export.verify import tolerance
+from finetune.export.verify import parity_limit
 from finetune.files import write_text
 from finetune.golden import spread_over_classes, write_answers, write_photos
 from finetune.run import FinishedRun
 from finetune.runtime import Device
-from finetune.serving.predictor import on_each_provider
+from finetune.serving.predictor import Predictor, on_each_provider
 
 log = logging.getLogger(__name__)
 
+# By how much more than at its export a reduced file may differ from the trained network, on another processor.
+REDUCED_SLACK = 1.5
+
+Answering = Callable[[NDArray[np.uint8]], Probabilities]
 Asked = dict[str, str | float | int | bool | None]
 
 # Keys that decide what is in the files: with the same ones a network is exported once.
@@ -64,17 +70,20 @@ def _fill(folder: Path, source: Source, asked: Asked, config: ExportConfig) -> t
     _write(proto, card, folder)
     info = BundleInfo(schema_version=SCHEMA, model=card, precision="fp32", parity=(), asked=asked, files={}, seal="")
     trained = torch_probabilities(source.network, card.preprocessing, source.manifest.files(source.compared))
-    parity = _compare(Bundle(folder, info), source, trained, config.parity_limit, config.device)
+    compared = _compare(Bundle(folder, info), source, trained, config.parity_limit, config.device)
+    expected, answer = trained, _in_torch(source)
     if config.reduces:
         reduced = reduce(proto, source, config)
         told.extend(reduced.told)
         if reduced.proto is not proto:
             _write(reduced.proto, card, folder)
             limit = config.parity_limit if reduced.exact else None
-            parity = _compare(Bundle(folder, info), source, trained, limit, config.device)
+            compared = _compare(Bundle(folder, info), source, trained, limit, config.device)
+        if not reduced.exact:  # what it is to answer from now on is no longer what the trained network does
+            expected, answer = compared[0].answers, compared[0].predictor.run
         info = info.model_copy(update={"precision": reduced.precision})
-    _write_golden(folder, source, trained, config.golden)
-    info = info.model_copy(update={"parity": parity})
+    _write_golden(folder, source, expected, answer, config.golden)
+    info = info.model_copy(update={"parity": tuple(each.parity for each in compared)})
     write_text(folder / "README.md", _readme(info, source.run))
     return info, told
 
@@ -89,8 +98,11 @@ def verify_beside_run(config: ExportConfig) -> str:
             f"verify={config.verify} was not exported from run={config.run} as it is now; export it again"
         )
     trained = torch_probabilities(source.network, source.card.preprocessing, source.manifest.files(source.compared))
-    parity = _compare(bundle, source, trained, tolerance(bundle), config.device)
-    return f"{bundle.folder}: every file is as it was exported\n" + "\n".join(map(_in_words, parity))
+    largest = max(parity.max_difference for parity in bundle.info.parity)
+    limit = parity_limit(bundle) or REDUCED_SLACK * largest
+    compared = _compare(bundle, source, trained, limit, config.device)
+    words = [_in_words(each.parity) for each in compared]
+    return "\n".join([f"{bundle.folder}: every file is as it was exported", *words])
 
 
 def _write(proto: onnx.ModelProto, card: ModelCard, folder: Path) -> None:
@@ -102,37 +114,49 @@ def _open(config: ExportConfig) -> Source:
     return from_checkpoint(config) if config.run is None else from_run(FinishedRun(config.run), config)
 
 
+class _Compared(NamedTuple):
+    """answers: (N, classes) of the predictor's model to the compared photos."""
+
+    predictor: Predictor
+    parity: Parity
+    answers: Probabilities
+
+
 def _compare(
     bundle: Bundle, source: Source, trained: Probabilities, limit: float | None, device: Device
-) -> tuple[Parity, ...]:
+) -> list[_Compared]:
     """Compare on each provider that is here; raises ParityError where one answers otherwise."""
     found = []
     for predictor in on_each_provider(bundle, device):
         parity, exported = compare(trained, predictor, source, source.compared, limit)
         save_table(source.table, source, trained, exported)
         require_agreement(parity, source.table)
-        found.append(parity)
-    return tuple(found)
+        found.append(_Compared(predictor, parity, exported))
+    return found
 
 
 def _readme(info: BundleInfo, run: FinishedRun | None) -> str:
     return model_card(info, run.result, run.manifest, recorded_evaluations(run)) if run else model_card(info, None)
 
 
-def _write_golden(folder: Path, source: Source, trained: Probabilities, count: int) -> None:
-    write_answers(folder, [photo.sha256 for photo in source.compared], trained)
+def _write_golden(folder: Path, source: Source, expected: Probabilities, answer: Answering, count: int) -> None:
+    """expected: (N, classes) of the compared photos; answer: gives the same of the pixels of golden ones."""
+    write_answers(folder, [photo.sha256 for photo in source.compared], expected)
     if not count:
         return
     chosen = [source.compared[place] for place in spread_over_classes([p.label for p in source.compared], count)]
+    files = source.manifest.files(chosen)
+    labelled = [(photo.label, file) for photo, file in zip(chosen, files, strict=True)]
+    write_photos(folder, labelled, source.card.preprocessing, answer)
 
+
+def _in_torch(source: Source) -> Answering:
     def answer(images: NDArray[np.uint8]) -> Probabilities:
         with torch.inference_mode():
             probabilities: Probabilities = source.network.probabilities(torch.from_numpy(images)).numpy()
         return probabilities
 
-    files = source.manifest.files(chosen)
-    labelled = [(photo.label, file) for photo, file in zip(chosen, files, strict=True)]
-    write_photos(folder, labelled, source.card.preprocessing, answer)
+    return answer
 
 
 def _same_export(model: Path, source: Source, asked: Asked) -> Bundle | None:

@@ -19,10 +19,13 @@ from onnxruntime.quantization import QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from finetune.bundle import INPUT
+from finetune.export.biases import correct_biases, input_means
 from finetune.export.edges import edge_nodes
 from finetune.export.photos import PhotoReader
+from finetune.export.pixel_bytes import read_bytes
 from finetune.export.processor import Int8Arithmetic
-from finetune.export.unrounded import read_unrounded
+from finetune.export.qdq import QuantisedGraph
+from finetune.export.unrounded import read_unrounded, stay_in_float
 from finetune.preprocess import Pixels
 from finetune.progress import track
 from finetune.runtime import open_session
@@ -108,9 +111,12 @@ class Quantiser:
         given = folder / "given.onnx"
         onnx.save(proto, given)
         quant_pre_process(given, self.prepared, skip_symbolic_shape=True)
-        self.nodes = list(onnx.load(self.prepared, load_external_data=False).graph.node)
-        self.layers = tuple(n.name for n in self.nodes if n.op_type in LAYERS and n.name not in self.edges)
-        self._quantise(PhotoReader(batches), ())
+        self.exact = onnx.load(self.prepared)
+        nodes = self.exact.graph.node
+        self.layers = tuple(node.name for node in nodes if node.op_type in LAYERS and node.name not in self.edges)
+        photos = list(batches)
+        self.means = input_means(self.exact, photos)
+        self._quantise(PhotoReader(photos), ())
 
     def without(self, in_float: Collection[str]) -> onnx.ModelProto:
         """Return the graph with all layers but these in int8."""
@@ -134,10 +140,15 @@ class Quantiser:
             nodes_to_exclude=sorted(self.edges.union(in_float)),
             calibration_cache_path=self.ranges,
         )
-        quantised = read_unrounded(onnx.load(self.result))
-        del quantised.metadata_props[:]
-        quantised.metadata_props.extend(self.metadata)
-        return quantised
+        quantised = QuantisedGraph(onnx.load(self.result))
+        read_unrounded(quantised)
+        stay_in_float(quantised)
+        correct_biases(quantised, self.exact, self.means)
+        read_bytes(quantised)
+        proto = quantised.finish()
+        del proto.metadata_props[:]
+        proto.metadata_props.extend(self.metadata)
+        return proto
 
 
 def _probabilities(proto: onnx.ModelProto, sample: Pixels) -> np.ndarray:

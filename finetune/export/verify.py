@@ -20,8 +20,9 @@ from finetune.runtime import Device
 from finetune.serving.predictor import Predictor, on_each_provider
 from finetune.stores import File, StoredFile, TableStore, open_store
 
-# What another processor may add to the largest difference of a file in reduced precision.
-SLACK = 1.5
+# By how much a probability of a file in reduced precision may differ from what that file answered at its export: such
+# files round, and what another processor sums in another order may be rounded the other way.
+REDUCED_LIMIT = 0.02
 
 Probabilities = NDArray[np.float32]
 
@@ -44,7 +45,7 @@ def verify(path: Path, root: str | None, device: Device) -> str:
     for predictor in on_each_provider(bundle, device):
         for what, files, wanted in _to_compare(bundle, golden, known):
             found = _answers(predictor, files, f"asking on {predictor.session.provider}")
-            line, failed = _judge(wanted, found, tolerance(bundle))
+            line, failed = _judge(wanted, found, parity_limit(bundle) or REDUCED_LIMIT)
             lines.append(f"{what} on {predictor.session.provider}: {line}")
             failures += [lines[-1]] if failed else []
     lines.append(_decoding(bundle, golden))
@@ -53,10 +54,9 @@ def verify(path: Path, root: str | None, device: Device) -> str:
     return "\n".join(line for line in lines if line)
 
 
-def tolerance(bundle: Bundle) -> float:
-    """Return by how much a probability may differ from the trained model's."""
-    limits = [parity.limit for parity in bundle.info.parity if parity.limit is not None]
-    return limits[0] if limits else SLACK * max(parity.max_difference for parity in bundle.info.parity)
+def parity_limit(bundle: Bundle) -> float | None:
+    """Return by how much a probability may differ from the trained model's; None for a file that was reduced."""
+    return next((parity.limit for parity in bundle.info.parity), None)
 
 
 Compared = tuple[str, Sequence[Path | StoredFile], Probabilities]
@@ -69,7 +69,7 @@ def _to_compare(bundle: Bundle, golden: list[GoldenPhoto], known: Compared | Non
 
 
 def _known_photos(bundle: Bundle, root: str) -> Compared:
-    """Return those photos under `root` to which the trained model's answers travel in the bundle."""
+    """Return those photos under `root` whose answers travel in the bundle."""
     answers = read_answers(bundle.folder)
     if answers is None:
         raise FinetuneError(f"{bundle.folder} has no table of answers to photos; export it again with this program")

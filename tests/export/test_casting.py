@@ -23,9 +23,9 @@ def test_with_all_nodes_kept_the_graph_is_as_it_was() -> None:
 def test_a_tensor_that_two_kept_nodes_read_is_cast_once() -> None:
     graph = steep_graph(1.0)
     flatten = next(number for number, node in enumerate(graph.graph.node) if node.name == "flatten")
-    graph.graph.node.insert(flatten, helper.make_node("GlobalAveragePool", ["c"], ["again"], "pool_again"))
+    graph.graph.node.insert(flatten, helper.make_node("GlobalAveragePool", ["second_output"], ["again"], "pool_again"))
     found = cast_nodes(graph, (ALL | {"pool_again"}) - {"second_conv"}, TensorProto.FLOAT16)
-    assert casts(found) == ["levels", "b_float16", "c_float"]
+    assert casts(found) == ["levels", "first_relu_float16", "second_output_float"]
 
 
 def test_weights_read_in_half_precision_are_stored_so_and_no_others() -> None:

@@ -106,7 +106,7 @@ def test_nothing_is_left_behind_said_or_lost(
     assert list(tmp_path.iterdir()) == []
     said = capfd.readouterr()
     assert (said.out, said.err, caplog.text) == ("", "", "")
-    assert [(entry.key, entry.value) for entry in found.proto.metadata_props] == [("finetune.name", "steep")]
+    assert [(entry.key, entry.value) for entry in found.proto.metadata_props] == [("finetune.name", "convolutions")]
     assert graph.SerializeToString(deterministic=True) == before
 
 

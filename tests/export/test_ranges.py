@@ -10,5 +10,5 @@ def test_the_largest_of_all_batches_counts() -> None:
     dark, bright = noise(3) // 8, noise(3)
     found = largest_activations(steep_graph(1.0), [dark, bright])
     assert found["normalised"] == pytest.approx(float(bright.max()) - 1)
-    assert found["b"] == pytest.approx(largest_activations(steep_graph(1.0), [bright])["b"])
-    assert found["b"] > 4 * largest_activations(steep_graph(1.0), [dark])["b"]
+    assert found["first_relu"] == pytest.approx(largest_activations(steep_graph(1.0), [bright])["first_relu"])
+    assert found["first_relu"] > 4 * largest_activations(steep_graph(1.0), [dark])["first_relu"]

@@ -20,6 +20,15 @@ def models(tiny_models: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(tiny_models, tmp_path / "models"))
 
 
+def reseal(version: Path, proto: onnx.ModelProto) -> None:
+    """Put another model into a version whose digests then fit."""
+    (version / "model.onnx").write_bytes(proto.SerializeToString())
+    info = BundleInfo.model_validate_json((version / "bundle.json").read_text())
+    info = info.model_copy(update={"files": info.files | {"model.onnx": sha256(version / "model.onnx")}})
+    info = info.model_copy(update={"seal": info.expected_seal})
+    (version / "bundle.json").write_text(info.as_text)
+
+
 def photos_of(models: Path) -> Path:
     return models.parent / "photos"
 
@@ -64,15 +73,30 @@ def test_a_file_that_answers_otherwise_fails_though_all_digests_fit(
     proto = onnx.load(version / "model.onnx")
     weights = next(tensor for tensor in proto.graph.initializer if len(tensor.dims) == 4)
     weights.CopyFrom(numpy_helper.from_array(-numpy_helper.to_array(weights), weights.name))
-    (version / "model.onnx").write_bytes(proto.SerializeToString())
-    info = BundleInfo.model_validate_json((version / "bundle.json").read_text())
-    info = info.model_copy(update={"files": info.files | {"model.onnx": sha256(version / "model.onnx")}})
-    info = info.model_copy(update={"seal": info.expected_seal})
-    (version / "bundle.json").write_text(info.as_text)
+    reseal(version, proto)
     assert run(["export", f"verify={models / 'tiny'}"]) == 1
     said = capsys.readouterr().err
     assert said.startswith("finetune export: the bundle answers otherwise here than it should:\n")
     assert "more than 0.0001, NOT as exported" in said
+
+
+def test_a_reduced_file_is_held_to_its_own_answers(
+    tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A shift that leaves all answers as they were, but is larger than what a processor may add."""
+    words = ["export", f"run={tiny_run}", f"output={tmp_path}", "name=tiny", "precision=int8"]
+    assert run([*words, "max_accuracy_loss=1"]) == 0
+    assert run(["export", f"verify={tmp_path / 'tiny'}", f"data.root={tiny_run.parent / 'photos'}"]) == 0
+    version = tmp_path / "tiny" / "1"
+    proto = onnx.load(version / "model.onnx")
+    bias = next(tensor for tensor in proto.graph.initializer if tensor.name == "classifier.head.linear.bias")
+    shifted = numpy_helper.to_array(bias).copy()
+    shifted[0] += 9
+    bias.CopyFrom(numpy_helper.from_array(shifted, bias.name))
+    reseal(version, proto)
+    capsys.readouterr()
+    assert run(["export", f"verify={tmp_path / 'tiny'}", f"data.root={tiny_run.parent / 'photos'}"]) == 1
+    assert "more than 0.02, NOT as exported" in capsys.readouterr().err
 
 
 def test_photos_that_nobody_compared_are_no_proof(
