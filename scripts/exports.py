@@ -27,7 +27,7 @@ from finetune.runtime import open_session
 
 TEXT = """# Exported architectures
 
-The smallest architecture of each of timm's {count} modules is trained for one step on eight photos, exported, and asked
+The smallest architecture of each of timm's {count} modules is trained for one step on four photos, exported, and asked
 in onnxruntime on a CPU at batch sizes 1, 2, 7 and 32: the largest difference of any probability from torch, for a head
 on the last layer's features and for one on those of every stage. The limit that a bundle has to keep is 1e-4. Weights
 are random but for that step, and heads are scaled, up to five times, until photos get unlike answers.{missing}
@@ -119,7 +119,7 @@ def measure(name: str, head: FeatureSet) -> dict[str, Any]:
     torch.manual_seed(0)
     classifier, size = build(name, head)
     photos = sketches(max(BATCH_SIZES), size)
-    step(classifier, photos[:8])
+    step(classifier, photos[:4])
     spread(classifier, photos[:8])
     classifier.eval()
     graph, _ = exported_graph(classifier, size)
