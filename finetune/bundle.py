@@ -17,6 +17,7 @@ from finetune.errors import FinetuneError, nearest
 from finetune.files import as_json, digest, sha256
 from finetune.onnx_file import external_tensor
 from finetune.preprocess import Preprocessing
+from finetune.triton import labels_file, triton_config
 
 SCHEMA = 2
 Precision = Literal["fp32", "fp16", "bf16", "mixed", "int8"]
@@ -104,6 +105,12 @@ class Bundle:
     @property
     def model(self) -> Path:
         return self.folder / "model.onnx"
+
+
+def beside_versions(card: ModelCard) -> dict[str, str]:
+    """Return what Triton reads in a model's folder, by file name."""
+    config = triton_config(card.name, INPUT, OUTPUT, card.preprocessing.image_size, len(card.labels))
+    return {"labels.txt": labels_file(card.labels), "config.pbtxt": config}
 
 
 def open_bundle(path: Path) -> Bundle:

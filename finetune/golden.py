@@ -14,6 +14,7 @@ import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -108,10 +109,15 @@ def read_answers(version: Path) -> Answers | None:
     if not path.is_file():
         return None
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             return Answers(arrays["sha256"], arrays["probabilities"])
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, EOFError, ValueError, KeyError, BadZipFile) as error:
         raise FinetuneError(f"{path} cannot be read: {error}") from None
+
+
+def digest_file(file: Readable) -> str:
+    """Return the sha256 of a photo's file, by which its answer is kept."""
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def digest_pixels(pixels: Pixels) -> str:

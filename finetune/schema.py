@@ -17,11 +17,15 @@ def ascending(pair: tuple[float, float]) -> tuple[float, float]:
     return pair
 
 
+def as_text(value: Any) -> Any:
+    """Return a number as text: Hydra reads a name such as 2024 as one."""
+    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
 def _not_empty(value: Any) -> Any:
     if value == "":
         raise ValueError("give a path")
-    # Hydra reads a folder called 2024 as a number
-    return str(value) if isinstance(value, int | float) else value
+    return as_text(value)
 
 
 def _absolute(address: str) -> str:
@@ -88,7 +92,10 @@ def _explain(schema: type[Section], error: ValidationError) -> list[str]:
         path = [str(part) for part in problem["loc"]]
         # pydantic appends the branch of a union to the path; the key is the longest known prefix
         key = next((".".join(path[:n]) for n in range(len(path), 0, -1) if ".".join(path[:n]) in known), ".".join(path))
-        if problem["type"] == "extra_forbidden":
+        if not path:
+            # of the whole, as keys that do not go together: what was given would be all of it
+            line, reason = problem["msg"].removeprefix("Value error, "), ""
+        elif problem["type"] == "extra_forbidden":
             line, reason = f"unknown key '{key}'{nearest(key, known)}", ""
         elif problem["type"] == "missing":
             line, reason = f"{key} is missing: {known.get(key, '')}", ""

@@ -106,7 +106,7 @@ def test_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
         (
             ["export", "run=x", "output=y", "name=../z"],
             "finetune export: name=../z is wrong: string should match pattern '^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$' "
-            "(the model's name in it; null: the run folder's name)",
+            "(the model's name in it; null: that of the run folder or checkpoint)",
         ),
     ],
 )

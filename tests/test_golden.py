@@ -91,3 +91,12 @@ def test_photos_are_taken_from_every_class_in_turn(labels: list[str], count: int
     there = [labels.count(label) for label in set(labels)]
     # none has two more than another, unless that one has no more
     assert all(most - least <= 1 or least == has for most in taken for least, has in zip(taken, there, strict=True))
+
+
+def test_a_damaged_table_of_answers_is_refused_with_its_path(tmp_path: Path) -> None:
+    write_answers(tmp_path, ["0" * 64], np.ones((1, 2), np.float32))
+    table = tmp_path / "golden" / "answers.npz"
+    for damaged in (b"", b"no archive", table.read_bytes()[:100]):
+        table.write_bytes(damaged)
+        with pytest.raises(FinetuneError, match=r"answers\.npz cannot be read"):
+            read_answers(tmp_path)

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, PrivateAttr, field_validator, model_validator
+from pydantic import BeforeValidator, Field, PrivateAttr, field_validator, model_validator
 
 from finetune.config.augment import AugmentConfig
 from finetune.config.head import HeadConfig
@@ -22,9 +22,11 @@ from finetune.config.training import (
     ScheduleConfig,
     TrainerConfig,
 )
-from finetune.schema import Address, Fraction, Place, Section
+from finetune.schema import Address, Fraction, Place, Section, as_text
 
 Device = Literal["auto", "cpu", "cuda", "tensorrt", "openvino"]
+# As a folder and in an address, on every platform that serves models.
+ModelName = Annotated[str, BeforeValidator(as_text), Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
 EngineCache = Annotated[
     Place | None,
     Field(description="folder for what tensorrt compiles once a model; null: in the user's cache"),
@@ -147,9 +149,7 @@ class ExportConfig(Section):
     checkpoint: CheckpointConfig
     data: ExportDataConfig
     output: Place | None = Field(description="model repository to write the bundle into")
-    name: str | None = Field(
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$", description="the model's name in it; null: the run folder's name"
-    )
+    name: ModelName | None = Field(description="the model's name in it; null: that of the run folder or checkpoint")
     precision: Literal["fp32", "fp16", "bf16", "mixed", "int8", "auto"] = Field(
         description="mixed: fp16 but where fragile; int8: but for layers that suffer; auto: the fastest that passes"
     )
@@ -163,7 +163,7 @@ class ExportConfig(Section):
         description="save onnxruntime's own optimisation of the graph: opens sooner, in this version or newer only"
     )
     max_accuracy_loss: Fraction = Field(
-        description="of another precision, pruning or fp16 weights, 0 to 1; what loses more on test photos is not done"
+        description="of a precision, pruning or fp16 weights, 0 to 1; what loses more on unlearned photos is left out"
     )
     parity_limit: Annotated[float, Field(gt=0)] = Field(
         description="largest difference of any probability between torch and onnxruntime; above it nothing is written"
@@ -171,9 +171,7 @@ class ExportConfig(Section):
     golden: Annotated[int, Field(ge=0, le=100)] = Field(
         description="photos, scaled down, that travel in the bundle with the model's answers; 0: none do"
     )
-    device: Literal["auto", "cpu", "cuda"] = Field(
-        description="where the bundle is compared; auto: on the CPU, and on cuda too if it works"
-    )
+    device: Device = Field(description="where the bundle is compared; auto: on the CPU, and on cuda too if it works")
     verify: Place | None = Field(
         description="a bundle to ask whether it still answers as it was exported; nothing is written"
     )
@@ -189,6 +187,8 @@ class ExportConfig(Section):
 
     @model_validator(mode="after")
     def _stores_once(self) -> ExportConfig:
+        if self.weights == "fp16" and self.precision in ("fp16", "bf16"):
+            raise ValueError(f"precision={self.precision} stores weights in 16 bits already: leave weights=fp16 out")
         if self.optimised and self.weights == "fp16":
             raise ValueError("optimised=true stores weights in full again: leave it or weights=fp16 out")
         return self
@@ -200,6 +200,10 @@ class ExportConfig(Section):
             raise ValueError("give run=RUN, a run folder of `finetune train`, or checkpoint.file=WEIGHTS")
         if self.checkpoint.file and (self.run or self.verify):
             raise ValueError("checkpoint.file= stands alone: leave run= and verify= out")
+        if not self.checkpoint.file and any(value is not None for value in self.checkpoint.model_dump().values()):
+            raise ValueError("checkpoint.* describe checkpoint.file=, which is not given")
+        if self.verify and (self.reduces or self.output or self.name or self.kserve):
+            raise ValueError("verify= changes nothing: leave output=, name=, kserve= and what is done to a bundle out")
         if self.run and self.data.root and not self.verify:
             raise ValueError("a run has photos of its own: leave data.root= out")
         if self.verify is None and self.output is None:

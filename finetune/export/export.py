@@ -11,21 +11,23 @@ import numpy as np
 import onnx
 import torch
 from numpy.typing import NDArray
+from pydantic import TypeAdapter, ValidationError
 
 from finetune.bundle import SCHEMA, Bundle, BundleInfo, ModelCard, Parity, open_bundle
-from finetune.config import ExportConfig
+from finetune.config import ExportConfig, ModelName
 from finetune.errors import FinetuneError
 from finetune.export.card import model_card, recorded_evaluations
 from finetune.export.checkpoint import from_checkpoint
 from finetune.export.graph import describe, exported_graph
 from finetune.export.kserve import kserve_manifest
 from finetune.export.parity import Probabilities, compare, require_agreement, save_table, torch_probabilities
-from finetune.export.publishing import publish, staging
+from finetune.export.publishing import describe_versions, publish, staging
 from finetune.export.reduction import reduce
 from finetune.export.source import Source, from_run
 from finetune.export.verify import parity_limit
 from finetune.files import write_text
-from finetune.golden import spread_over_classes, write_answers, write_photos
+from finetune.golden import digest_file, spread_over_classes, write_answers, write_photos
+from finetune.parallel import ordered_map
 from finetune.run import FinishedRun
 from finetune.runtime import Device
 from finetune.serving.predictor import Predictor, on_each_provider
@@ -49,9 +51,11 @@ def export(config: ExportConfig) -> str:
     name = source.card.name
     manifest = None if config.kserve is None else kserve_manifest(name, config.kserve)
     asked = {key: getattr(config, key) for key in DECIDING}
-    bundle = _same_export(config.output / name, source, asked)
+    bundle = _same_export(config.output / name, source, asked, config)
     told = [f"already exported: {bundle.folder}"] if bundle else []
-    if bundle is None:
+    if bundle is not None:
+        describe_versions(config.output / name, bundle.info.model)
+    else:
         with staging(config.output) as folder:
             info, told = _fill(folder, source, asked, config)
             bundle = publish(folder, config.output, info)
@@ -70,7 +74,7 @@ def _fill(folder: Path, source: Source, asked: Asked, config: ExportConfig) -> t
     _write(proto, card, folder)
     info = BundleInfo(schema_version=SCHEMA, model=card, precision="fp32", parity=(), asked=asked, files={}, seal="")
     trained = torch_probabilities(source.network, card.preprocessing, source.manifest.files(source.compared))
-    compared = _compare(Bundle(folder, info), source, trained, config.parity_limit, config.device)
+    compared = _agreeing(Bundle(folder, info), source, trained, config.parity_limit, config.device)
     expected, answer = trained, _in_torch(source)
     if config.reduces:
         reduced = reduce(proto, source, config)
@@ -78,7 +82,7 @@ def _fill(folder: Path, source: Source, asked: Asked, config: ExportConfig) -> t
         if reduced.proto is not proto:
             _write(reduced.proto, card, folder)
             limit = config.parity_limit if reduced.exact else None
-            compared = _compare(Bundle(folder, info), source, trained, limit, config.device)
+            compared = _agreeing(Bundle(folder, info), source, trained, limit, config.device)
         if not reduced.exact:  # what it is to answer from now on is no longer what the trained network does
             expected, answer = compared[0].answers, compared[0].predictor.run
         info = info.model_copy(update={"precision": reduced.precision})
@@ -101,6 +105,8 @@ def verify_beside_run(config: ExportConfig) -> str:
     largest = max(parity.max_difference for parity in bundle.info.parity)
     limit = parity_limit(bundle) or REDUCED_SLACK * largest
     compared = _compare(bundle, source, trained, limit, config.device)
+    for each in compared:
+        require_agreement(each.parity, "the bundle answers otherwise than its run")
     words = [_in_words(each.parity) for each in compared]
     return "\n".join([f"{bundle.folder}: every file is as it was exported", *words])
 
@@ -111,7 +117,15 @@ def _write(proto: onnx.ModelProto, card: ModelCard, folder: Path) -> None:
 
 
 def _open(config: ExportConfig) -> Source:
-    return from_checkpoint(config) if config.run is None else from_run(FinishedRun(config.run), config)
+    """Open what is to be exported; raises FinetuneError where its file's or folder's name cannot be the model's."""
+    source = from_checkpoint(config) if config.run is None else from_run(FinishedRun(config.run), config)
+    try:
+        TypeAdapter(ModelName).validate_python(source.card.name)
+    except ValidationError:
+        raise FinetuneError(
+            f"'{source.card.name}' cannot be a model's name; give name=, of letters, digits, . _ -"
+        ) from None
+    return source
 
 
 class _Compared(NamedTuple):
@@ -122,17 +136,27 @@ class _Compared(NamedTuple):
     answers: Probabilities
 
 
+def _agreeing(
+    staged: Bundle, source: Source, trained: Probabilities, limit: float | None, device: Device
+) -> list[_Compared]:
+    """Compare on each provider that is here; raises ParityError where one answers otherwise."""
+    found = _compare(staged, source, trained, limit, device)
+    for each in found:
+        provider = each.predictor.session.provider
+        table = source.table if provider == "cpu" else source.table.with_stem(f"{source.table.stem}-{provider}")
+        saved = save_table(table, source, trained, each.answers)
+        told = f" ({table} has every photo)" if saved else ""
+        require_agreement(each.parity, f"no bundle was written{told}")
+    return found
+
+
 def _compare(
     bundle: Bundle, source: Source, trained: Probabilities, limit: float | None, device: Device
 ) -> list[_Compared]:
-    """Compare on each provider that is here; raises ParityError where one answers otherwise."""
-    found = []
-    for predictor in on_each_provider(bundle, device):
-        parity, exported = compare(trained, predictor, source, source.compared, limit)
-        save_table(source.table, source, trained, exported)
-        require_agreement(parity, source.table)
-        found.append(_Compared(predictor, parity, exported))
-    return found
+    return [
+        _Compared(predictor, *compare(trained, predictor, source, source.compared, limit))
+        for predictor in on_each_provider(bundle, device)
+    ]
 
 
 def _readme(info: BundleInfo, run: FinishedRun | None) -> str:
@@ -141,13 +165,28 @@ def _readme(info: BundleInfo, run: FinishedRun | None) -> str:
 
 def _write_golden(folder: Path, source: Source, expected: Probabilities, answer: Answering, count: int) -> None:
     """expected: (N, classes) of the compared photos; answer: gives the same of the pixels of golden ones."""
-    write_answers(folder, [photo.sha256 for photo in source.compared], expected)
+    write_answers(folder, _digests(source), expected)
     if not count:
         return
     chosen = [source.compared[place] for place in spread_over_classes([p.label for p in source.compared], count)]
     files = source.manifest.files(chosen)
     labelled = [(photo.label, file) for photo, file in zip(chosen, files, strict=True)]
     write_photos(folder, labelled, source.card.preprocessing, answer)
+
+
+def _digests(source: Source) -> list[str]:
+    """Return the sha256 of each compared photo as it is now, which may not be what training read."""
+    found = list(ordered_map(digest_file, source.manifest.files(source.compared)))
+    changed = [photo for photo, digest in zip(source.compared, found, strict=True) if photo.sha256 != digest]
+    if changed:
+        log.warning(
+            "%d of the %d compared photos are no longer what they were in training, %s first; "
+            "what is compared is what they are now",
+            len(changed),
+            len(found),
+            changed[0].path,
+        )
+    return found
 
 
 def _in_torch(source: Source) -> Answering:
@@ -159,8 +198,8 @@ def _in_torch(source: Source) -> Answering:
     return answer
 
 
-def _same_export(model: Path, source: Source, asked: Asked) -> Bundle | None:
-    """Return the newest version there if it was made from this very network in this very way."""
+def _same_export(model: Path, source: Source, asked: Asked, config: ExportConfig) -> Bundle | None:
+    """Return the newest version there if it was made from this very network in this very way, and as closely."""
     if not model.is_dir():
         return None
     try:
@@ -169,11 +208,12 @@ def _same_export(model: Path, source: Source, asked: Asked) -> Bundle | None:
         log.warning("the version there cannot be used: %s", error)
         return None
     info = bundle.info
-    same = (
-        info.model.weights_sha256 == source.card.weights_sha256
-        and info.model.preprocessing == source.card.preprocessing
-    )
-    return bundle if same and info.asked == asked else None
+    # another Pillow or torch makes no other model
+    apart: dict[str, object] = {"versions": {}, "metrics": {}}
+    same = info.model.model_copy(update=apart) == source.card.model_copy(update=apart) and info.asked == asked
+    close = all(each.limit is None or each.max_difference <= config.parity_limit for each in info.parity)
+    compared = config.device == "auto" or config.device in [each.provider for each in info.parity]
+    return bundle if same and close and compared else None
 
 
 def _summary(bundle: Bundle) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import logging
 import math
 from collections.abc import Iterator, Sequence
 from itertools import cycle, islice
@@ -22,6 +23,8 @@ from finetune.parallel import ordered_map
 from finetune.preprocess import Preprocessing, Readable
 from finetune.progress import track
 from finetune.serving.predictor import Predictor
+
+log = logging.getLogger(__name__)
 
 # One photo, an even and an odd batch: a batch dimension that the exporter froze or mistook shows up in one of them.
 BATCH_SIZES = (1, 2, 7)
@@ -56,13 +59,13 @@ def compare(
     return parity, by_onnx
 
 
-def require_agreement(parity: Parity, table: Path) -> None:
-    """Raise ParityError where a probability differs by more than the limit; table: where every photo's answers are."""
+def require_agreement(parity: Parity, consequence: str) -> None:
+    """Raise ParityError, with what follows from it, where a probability differs by more than the limit."""
     limit = math.inf if parity.limit is None else parity.limit
     if not parity.max_difference <= limit:  # not `>`: a NaN is a failure too, whatever the precision
         raise ParityError(
             f"the ONNX model differs from the trained one by {parity.max_difference:.2g} on {parity.worst_photo}, more "
-            f"than parity_limit={limit:g}, on {parity.provider}; no bundle was written ({table} has every photo)"
+            f"than parity_limit={limit:g}, on {parity.provider}; {consequence}"
         )
 
 
@@ -91,13 +94,19 @@ def _batches(photos: int) -> Iterator[list[int]]:
         position += size
 
 
-def save_table(path: Path, source: Source, trained: Probabilities, exported: Probabilities) -> None:
-    """Write one row a compared photo: its label and what each of the two answered."""
+def save_table(path: Path, source: Source, trained: Probabilities, exported: Probabilities) -> bool:
+    """Write one row a compared photo: its label and what each of the two answered; whether it could be written."""
     labels = source.card.labels
-    with replacing(path) as beside, beside.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["path", "label", "torch", "torch_probability", "onnx", "onnx_probability", "difference"])
-        for photo, torch_row, onnx_row in zip(source.compared, trained, exported, strict=True):
-            answers = [(labels[row.argmax()], f"{row.max():.7f}") for row in (torch_row, onnx_row)]
-            difference = f"{np.abs(torch_row - onnx_row).max():.2g}"
-            writer.writerow([photo.path, photo.label, *answers[0], *answers[1], difference])
+    try:
+        with replacing(path) as beside, beside.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(["path", "label", "torch", "torch_probability", "onnx", "onnx_probability", "difference"])
+            for photo, torch_row, onnx_row in zip(source.compared, trained, exported, strict=True):
+                answers = [(labels[row.argmax()], f"{row.max():.7f}") for row in (torch_row, onnx_row)]
+                difference = f"{np.abs(torch_row - onnx_row).max():.2g}"
+                writer.writerow([photo.path, photo.label, *answers[0], *answers[1], difference])
+    except OSError as error:
+        # a run folder may be read-only, and the bundle does not need the table
+        log.warning("%s cannot be written: %s", path, error.strerror)
+        return False
+    return True

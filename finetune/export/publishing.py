@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,11 +11,13 @@ from uuid import uuid4
 
 from filelock import FileLock, Timeout
 
-from finetune.bundle import INPUT, OUTPUT, Bundle, BundleInfo, ModelCard, versions_of
+from finetune.bundle import Bundle, BundleInfo, ModelCard, beside_versions
+from finetune.errors import FinetuneError
 from finetune.files import make_folder, sha256, write_text
-from finetune.triton import labels_file, triton_config
 
 STAGING = ".staging-"
+# What moving a folder to where another one is fails with.
+TAKEN = (errno.ENOTEMPTY, errno.EEXIST)
 
 
 @contextmanager
@@ -60,21 +63,41 @@ def publish(staged: Path, repository: Path, info: BundleInfo) -> Bundle:
     info: without its `files` and `seal`, which are made here.
     """
     home = repository / info.model.name
+    if home.exists() and not home.is_dir():
+        raise FinetuneError(f"{home} is a file; give another name= or output=")
     names = sorted(path.relative_to(staged).as_posix() for path in staged.rglob("*") if path.is_file())
     info = info.model_copy(update={"files": {name: sha256(staged / name) for name in names}})
     info = info.model_copy(update={"seal": info.expected_seal})
     write_text(staged / "bundle.json", info.as_text)
-    if home.is_dir():
-        version = staged.replace(home / str(max(versions_of(home), default=0) + 1))
-        _describe(home, info.model)
-        return Bundle(version, info)
-    with staging(repository) as whole:
-        staged.replace(whole / "1")
-        _describe(whole, info.model)
-        return Bundle(whole.replace(home) / "1", info)
+    if not home.is_dir():
+        with staging(repository) as whole:
+            staged.replace(whole / "1")
+            describe_versions(whole, info.model)
+            try:
+                return Bundle(whole.replace(home) / "1", info)
+            except OSError as error:
+                if error.errno not in TAKEN:
+                    raise
+                (whole / "1").replace(staged)  # another export of this name was faster
+    version = _next_version(staged, home)
+    describe_versions(home, info.model)
+    return Bundle(version, info)
 
 
-def _describe(model: Path, card: ModelCard) -> None:
-    config = triton_config(card.name, INPUT, OUTPUT, card.preprocessing.image_size, len(card.labels))
-    write_text(model / "labels.txt", labels_file(card.labels))
-    write_text(model / "config.pbtxt", config)
+def _next_version(staged: Path, home: Path) -> Path:
+    """Move a version into its model's folder, beside what other exports put there meanwhile."""
+    while True:
+        # also those without a bundle in them, which another program may have written
+        taken = [int(path.name) for path in home.iterdir() if path.name.isdecimal()]
+        try:
+            return staged.replace(home / str(max(taken, default=0) + 1))
+        except OSError as error:
+            if error.errno not in TAKEN:
+                raise
+
+
+def describe_versions(home: Path, card: ModelCard) -> None:
+    """Write what Triton reads beside the versions of a model: of the newest one."""
+    for name, text in beside_versions(card).items():
+        if not (home / name).is_file() or (home / name).read_text(encoding="utf-8") != text:
+            write_text(home / name, text)

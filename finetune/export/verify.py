@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
@@ -10,9 +9,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from finetune.bundle import Bundle, open_bundle
+from finetune.bundle import Bundle, beside_versions, open_bundle, versions_of
 from finetune.errors import AddressError, FinetuneError, ParityError
-from finetune.golden import FOLDER, GoldenPhoto, digest_pixels, read_answers, read_photos
+from finetune.golden import FOLDER, GoldenPhoto, digest_file, digest_pixels, read_answers, read_photos
 from finetune.parallel import ordered_map
 from finetune.preprocess import Pixels, load_pixels
 from finetune.progress import track
@@ -40,7 +39,7 @@ def verify(path: Path, root: str | None, device: Device) -> str:
         raise FinetuneError(
             f"{bundle.folder} was exported without golden photos; give data.root=, the photos it was exported with"
         )
-    lines = [f"{bundle.folder}: {bundle.info.precision}, every file is as it was exported"]
+    lines = [f"{bundle.folder}: {bundle.info.precision}, every file is as it was exported", *_beside(bundle)]
     failures: list[str] = []
     for predictor in on_each_provider(bundle, device):
         for what, files, wanted in _to_compare(bundle, golden, known):
@@ -52,6 +51,19 @@ def verify(path: Path, root: str | None, device: Device) -> str:
     if failures:
         raise ParityError("the bundle answers otherwise here than it should:\n" + "\n".join(lines))
     return "\n".join(line for line in lines if line)
+
+
+def _beside(bundle: Bundle) -> list[str]:
+    """Say which of the files that Triton reads beside the newest version are not its own."""
+    home = bundle.folder.parent
+    if bundle.version != str(max(versions_of(home), default=0)):
+        return []
+    wrong = [
+        name
+        for name, text in beside_versions(bundle.info.model).items()
+        if not (home / name).is_file() or (home / name).read_bytes() != text.encode()
+    ]
+    return [f"{home / name} is not as it was exported: Triton reads it; exporting again mends it" for name in wrong]
 
 
 def parity_limit(bundle: Bundle) -> float | None:
@@ -82,7 +94,7 @@ def _known_photos(bundle: Bundle, root: str) -> Compared:
         ]
     except AddressError as error:
         raise FinetuneError(f"data.root={error}") from None
-    digests = list(track(ordered_map(_sha256, files), "looking for known photos", total=len(files)))
+    digests = list(track(ordered_map(digest_file, files), "looking for known photos", total=len(files)))
     known = answers.of(digests)
     if not known:
         raise FinetuneError(
@@ -90,10 +102,6 @@ def _known_photos(bundle: Bundle, root: str) -> Compared:
         )
     what = f"{len(known)} of the {len(files)} files in {root}, which are known,"
     return what, [files[place] for place in known], np.stack(list(known.values()))
-
-
-def _sha256(file: StoredFile) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def _answers(predictor: Predictor, files: Sequence[Path | StoredFile], what: str) -> Probabilities:

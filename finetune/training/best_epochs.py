@@ -48,7 +48,9 @@ class BestEpochs(Checkpoint):
                 path.unlink(missing_ok=True)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        ranked: Ranked = (*pl_module.judged.rank, trainer.current_epoch)  # type: ignore[union-attr, misc]
+        # the first process decides: another's sums may differ in the last bit, and all must save together or not at all
+        accuracy, sureness = trainer.strategy.broadcast(pl_module.judged.rank)  # type: ignore[union-attr, misc]
+        ranked = (accuracy, sureness, trainer.current_epoch)
         self.kept = sorted([*self.kept, ranked], key=lambda each: (-each[0], -each[1], each[2]))[: self.count]
         if ranked in self.kept:
             trainer.save_checkpoint(self.folder / self.name.format(trainer.current_epoch))

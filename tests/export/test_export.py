@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import shutil
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import onnx
@@ -12,6 +14,7 @@ import pytest
 from PIL import Image
 
 import finetune.export.graph as graph_module
+import finetune.export.parity as parity_module
 from finetune.bundle import open_bundle
 from finetune.cli import run
 from finetune.errors import ParityError
@@ -112,9 +115,9 @@ def test_a_model_that_answers_differently_is_not_published(
 @pytest.mark.parametrize("limit", [None, 1e-4])
 def test_answers_that_are_no_numbers_are_never_published(tiny_models: Path, limit: float | None) -> None:
     (parity,) = open_bundle(tiny_models / "tiny").info.parity
-    require_agreement(parity.model_copy(update={"limit": limit}), Path("parity.csv"))
+    require_agreement(parity.model_copy(update={"limit": limit}), "")
     with pytest.raises(ParityError, match="differs from the trained one by nan"):
-        require_agreement(parity.model_copy(update={"limit": limit, "max_difference": np.nan}), Path("parity.csv"))
+        require_agreement(parity.model_copy(update={"limit": limit, "max_difference": np.nan}), "")
 
 
 def test_a_limit_that_cannot_be_met_leaves_no_bundle(tiny_run: Path, tmp_path: Path) -> None:
@@ -154,3 +157,26 @@ def test_what_is_no_run_is_refused(tmp_path: Path, tiny_run: Path, capsys: pytes
     (tmp_path / "unfinished" / "result.json").unlink()
     assert run(["export", f"run={tmp_path / 'unfinished'}", f"output={tmp_path}"]) == 2
     assert "has not finished; the same `finetune train` command resumes it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["my run", "café", "-run"])
+def test_a_run_folder_whose_name_cannot_be_a_model_s_asks_for_one(
+    name: str, tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = Path(shutil.copytree(tiny_run, tmp_path / name))
+    assert run(["export", f"run={copy}", f"output={tmp_path / 'models'}"]) == 2
+    assert capsys.readouterr().err == (
+        f"finetune export: '{name}' cannot be a model's name; give name=, of letters, digits, . _ -\n"
+    )
+    assert not (tmp_path / "models").exists()
+
+
+def test_a_table_that_cannot_be_written_is_no_reason_to_stop(
+    tiny_run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(path: Path) -> NoReturn:
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    monkeypatch.setattr(parity_module, "replacing", refused)
+    assert run(["export", f"run={tiny_run}", f"output={tmp_path / 'models'}", "name=2024"]) == 0
+    assert f"{tiny_run / 'parity.csv'} cannot be written: Read-only file system" in caplog.text

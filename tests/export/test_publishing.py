@@ -4,11 +4,15 @@ import os
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from finetune.export.publishing import staging
+from finetune.bundle import BundleInfo, ModelCard, open_bundle
+from finetune.errors import FinetuneError
+from finetune.export import publishing
+from finetune.export.publishing import publish, staging
 
 HOLD = """
 import sys, time
@@ -60,3 +64,58 @@ def test_what_a_killed_export_left_is_cleared_by_the_next(
     with staging(tmp_path):
         assert not folder.exists()
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def info(tiny_models: Path) -> BundleInfo:
+    return open_bundle(tiny_models / "tiny").info
+
+
+def staged(folder: Path) -> Path:
+    (folder / "model.onnx").write_bytes(b"a graph")
+    return folder
+
+
+def test_a_number_that_another_program_took_is_left_alone(tmp_path: Path, info: BundleInfo) -> None:
+    (tmp_path / "tiny" / "1").mkdir(parents=True)
+    (tmp_path / "tiny" / "1" / "model.plan").write_text("not ours")
+    with staging(tmp_path) as folder:
+        assert publish(staged(folder), tmp_path, info).version == "2"
+
+
+def test_an_export_that_is_overtaken_becomes_the_next_version(
+    tmp_path: Path, info: BundleInfo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another one publishes the first version between this one's look and its move."""
+    describe = publishing.describe_versions
+
+    def overtaken(home: Path, card: ModelCard) -> None:
+        describe(home, card)
+        if not (tmp_path / "tiny").exists():
+            (tmp_path / "tiny" / "1").mkdir(parents=True)
+            (tmp_path / "tiny" / "1" / "bundle.json").write_text("theirs")
+
+    monkeypatch.setattr(publishing, "describe_versions", overtaken)
+    with staging(tmp_path) as folder:
+        bundle = publish(staged(folder), tmp_path, info)
+    assert bundle.folder == tmp_path / "tiny" / "2"
+    assert bundle.model.read_bytes() == b"a graph"
+    assert (tmp_path / "tiny" / "1" / "bundle.json").read_text() == "theirs"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["tiny"]
+
+
+def test_many_that_publish_at_once_all_get_a_number(tmp_path: Path, info: BundleInfo) -> None:
+    def export(number: int) -> str:
+        with staging(tmp_path) as folder:
+            (folder / "model.onnx").write_text(str(number))
+            return publish(folder, tmp_path, info).version
+
+    with ThreadPoolExecutor(8) as pool:
+        versions = list(pool.map(export, range(24)))
+    assert sorted(map(int, versions)) == list(range(1, 25))
+
+
+def test_a_file_by_the_model_s_name_is_refused(tmp_path: Path, info: BundleInfo) -> None:
+    (tmp_path / "tiny").write_text("")
+    with staging(tmp_path) as folder, pytest.raises(FinetuneError, match="tiny is a file; give another name="):
+        publish(staged(folder), tmp_path, info)

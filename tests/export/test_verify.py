@@ -124,9 +124,21 @@ def test_a_bundle_without_golden_photos_says_what_it_needs(
     ("words", "reason"),
     [
         ([], "give run=RUN, a run folder of `finetune train`, or checkpoint.file=WEIGHTS"),
-        (["run=a"], "output is missing: the model repository to write into"),
+        (["run=a"], "output is missing: the model repository to write into, such as output=models"),
         (["run=a", "output=b", "data.root=c"], "a run has photos of its own: leave data.root= out"),
-        (["run=a", "output=b", "checkpoint.file=c"], "checkpoint.file= stands alone"),
+        (["run=a", "output=b", "checkpoint.file=c"], "checkpoint.file= stands alone: leave run= and verify= out"),
+        (
+            ["run=a", "output=b", "checkpoint.backbone=resnet50"],
+            "checkpoint.* describe checkpoint.file=, which is not given",
+        ),
+        (
+            ["verify=a", "precision=int8"],
+            "verify= changes nothing: leave output=, name=, kserve= and what is done to a bundle out",
+        ),
+        (
+            ["run=a", "output=b", "precision=fp16", "weights=fp16"],
+            "precision=fp16 stores weights in 16 bits already: leave weights=fp16 out",
+        ),
         (["verify=nowhere"], "nowhere: no such bundle"),
     ],
 )
@@ -134,4 +146,4 @@ def test_words_that_do_not_go_together_are_refused(
     words: list[str], reason: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(["export", *words]) == 2
-    assert reason in capsys.readouterr().err
+    assert capsys.readouterr().err == f"finetune export: {reason}\n"

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,25 @@ from finetune.training.best_epochs import BestEpochs
 from finetune.training.imbalance import Judgement
 
 
+class Strategy:
+    """Of several processes, this one is not the first; the first found these ranks, where there are any."""
+
+    def __init__(self, firsts: list[tuple[float, float]]) -> None:
+        self.firsts = firsts
+
+    def broadcast(self, mine: tuple[float, float]) -> tuple[float, float]:
+        return self.firsts.pop(0) if self.firsts else mine
+
+
 class Trainer:
     """Of Lightning's, what is used of it; a checkpoint is a file with the epoch's number."""
 
     is_global_zero = True
     should_stop = False
     current_epoch = 0
+
+    def __init__(self, firsts: list[tuple[float, float]]) -> None:
+        self.strategy = Strategy(firsts)
 
     def save_checkpoint(self, path: Path) -> None:
         path.write_text(str(self.current_epoch))
@@ -25,8 +39,13 @@ class Module:
     judged: Judgement
 
 
-def go_through(callback: BestEpochs, ranks: list[tuple[float, float]], first: int = 0) -> Trainer:
-    trainer, module = Trainer(), Module()
+def go_through(
+    callback: BestEpochs,
+    ranks: list[tuple[float, float]],
+    first: int = 0,
+    firsts: Sequence[tuple[float, float]] = (),
+) -> Trainer:
+    trainer, module = Trainer([*firsts]), Module()
     for number, (accuracy, loss) in enumerate(ranks, start=first):
         trainer.current_epoch = number
         module.judged = Judgement(accuracy, accuracy, loss, (accuracy, -loss))
@@ -44,6 +63,13 @@ def test_the_more_accurate_epoch_is_the_better_then_the_surer_then_the_earlier(t
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
         f"epoch={n}.ckpt": str(n) for n in (1, 2, 3)
     }
+
+
+def test_all_processes_keep_the_epochs_that_the_first_one_keeps(tmp_path: Path) -> None:
+    callback = BestEpochs(tmp_path)
+    go_through(callback, [(0.5, 0.4), (0.5, 0.4 - 1e-7)], firsts=[(0.5, -0.4), (0.5, -0.4)])
+    assert callback.paths() == [tmp_path / "best.ckpt"]
+    assert callback.kept == [(0.5, -0.4, 0)]
 
 
 def test_an_epoch_that_fell_behind_goes_when_the_next_begins(tmp_path: Path) -> None:
