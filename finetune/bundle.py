@@ -6,6 +6,7 @@ NAME/config.pbtxt    NAME/labels.txt    NAME/1/model.onnx    NAME/1/bundle.json 
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -145,6 +146,10 @@ def _read_info(path: Path) -> BundleInfo:
     except (OSError, ValueError, TypeError, KeyError) as error:
         reason = "it has no schema_version" if isinstance(error, KeyError) else str(error).splitlines()[0]
         raise FinetuneError(f"{path} cannot be read: {reason}") from None
+    if type(version) is not int:  # true is an int to Python
+        raise FinetuneError(
+            f"{path} cannot be read: its schema_version is {json.dumps(version)}, no whole number; export the run again"
+        )
     if version not in (1, SCHEMA):
         raise FinetuneError(
             f"{path} has schema version {version}, this program reads 1 to {SCHEMA}; "
@@ -153,12 +158,18 @@ def _read_info(path: Path) -> BundleInfo:
     try:
         info = BundleInfo.model_validate(_from_first(values) if version == 1 else values)
     except (ValidationError, KeyError) as error:
-        raise FinetuneError(f"{path} cannot be read: {str(error).splitlines()[0]}") from None
+        reason = f"it has no {error.args[0]}" if isinstance(error, KeyError) else _first_problem(error)
+        raise FinetuneError(f"{path} cannot be read: {reason}; export the run again") from None
     if version == SCHEMA and (info.seal != info.expected_seal or text != info.as_text):
         raise FinetuneError(f"{path} is not as it was written: it was changed or damaged; export the run again")
     if "model.onnx" not in info.files:
         raise FinetuneError(f"{path} cannot be read: it does not name model.onnx")
     return info
+
+
+def _first_problem(error: ValidationError) -> str:
+    problem = error.errors()[0]
+    return f"{'.'.join(map(str, problem['loc']))}: {problem['msg'].lower()}"
 
 
 def _from_first(values: dict[str, Any]) -> dict[str, Any]:
@@ -201,6 +212,8 @@ def _newest_version(model: Path) -> Path:
 
 
 def versions_of(model: Path) -> list[int]:
+    """Return the numbers of a model's versions; a folder such as 07 is none, as for Triton."""
     if not model.is_dir():
         return []
-    return [int(path.name) for path in model.iterdir() if path.name.isdecimal() and (path / "bundle.json").is_file()]
+    numbered = [path for path in model.iterdir() if re.fullmatch("[1-9][0-9]*", path.name)]
+    return [int(path.name) for path in numbered if (path / "bundle.json").is_file()]

@@ -49,14 +49,14 @@ class SweepError(FinetuneError):
 
 
 class ImageError(FinetuneError):
-    """These bytes are not an image that can be read; the message is the reason, without a path.
+    """These bytes are not an image that can be read; the message is the reason, after the file where there is one.
 
     kind: the reason as an audit counts it: empty, not_an_image, damaged, too_many_pixels.
     """
 
-    def __init__(self, message: str, kind: str) -> None:
-        super().__init__(message)
-        self.kind = kind
+    def __init__(self, reason: str, kind: str, file: object = None) -> None:
+        super().__init__(reason if file is None else f"{file}: {reason}")
+        self.reason, self.kind = reason, kind
 
 
 class Interrupted(BaseException):

@@ -24,7 +24,7 @@ Pixels = NDArray[np.uint8]
 
 
 class Readable(Protocol):
-    """Something with a file's bytes: a `Path`, or a file that lies elsewhere."""
+    """Something with a file's bytes: a `Path`, or a file that lies elsewhere; as text, where it lies."""
 
     def read_bytes(self) -> bytes: ...
 
@@ -87,7 +87,7 @@ def load_pixels(
 ) -> Pixels:
     """Decode a photo and bring it to the model's size; returns (image_size, image_size, 3) uint8 RGB.
 
-    formats: Pillow format names to accept, all by default. Raises ImageError with the reason.
+    formats: Pillow format names to accept, all by default. Raises ImageError with the file and the reason.
     """
     image = decode(source, formats, preprocessing.wanted_px, preprocessing.alpha_over)
     size = (preprocessing.image_size, preprocessing.image_size)
@@ -103,10 +103,15 @@ def decode(
     wanted_px: int | None = None,
     alpha_over: AlphaOver = "white",
 ) -> Image.Image:
-    """Decode a photo to an upright RGB image: `open_image`, then `to_upright_rgb`."""
+    """Decode a photo to an upright RGB image: `open_image`, then `to_upright_rgb`; an ImageError names the file."""
     raw = source if isinstance(source, bytes) else source.read_bytes()
-    with open_image(raw, formats) as image:
-        return to_upright_rgb(image, wanted_px, alpha_over)
+    try:
+        with open_image(raw, formats) as image:
+            return to_upright_rgb(image, wanted_px, alpha_over)
+    except ImageError as error:
+        if isinstance(source, bytes):
+            raise
+        raise ImageError(error.reason, error.kind, file=source) from None
 
 
 @contextmanager

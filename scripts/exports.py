@@ -32,8 +32,8 @@ in onnxruntime on a CPU at batch sizes 1, 2, 7 and 32: the largest difference of
 on the last layer's features and for one on those of every stage. The limit that a bundle has to keep is 1e-4. Weights
 are random but for that step, and heads are scaled, up to five times, until photos get unlike answers.{missing}
 
-Written by `python scripts/exports.py benchmarks/results/exports.jsonl`, which goes on with what is not in that file
-yet; `tests/export/test_exports.py` makes a part of it anew.
+Written by `python scripts/exports.py benchmarks/results/exports.jsonl > docs/exports.md`, which goes on with what is
+not in that file yet; `tests/export/test_exports.py` makes a part of it anew.
 
 | timm's module | smallest architecture | px | nodes | last layer | every stage |
 | --- | --- | --- | --- | --- | --- |
@@ -78,7 +78,7 @@ def show(rows: dict[tuple[str, str], dict[str, Any]]) -> None:
 
 def line(last: dict[str, Any], every: dict[str, Any]) -> str:
     """Return a module's line of the table, from its row of each head."""
-    cells = [row.get("error") or f"{row['largest']:.0e}" for row in (last, every)]
+    cells = [row["error"].replace("|", "\\|") if "error" in row else f"{row['largest']:.0e}" for row in (last, every)]
     size = next((f"{row['image_size']} | {row['nodes']}" for row in (last, every) if "nodes" in row), " | ")
     return f"| {last['module']} | {last['name']} | {size} | {' | '.join(cells)} |"
 

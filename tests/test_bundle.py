@@ -43,6 +43,15 @@ def test_the_newest_version_is_opened_by_number_and_an_older_one_by_its_folder(m
     assert open_bundle(models / "tiny" / "2").version == "2"
 
 
+@pytest.mark.parametrize("name", ["07", "0", "٣", "2.0"])
+def test_a_folder_that_is_not_named_as_a_version_is_none(models: Path, name: str) -> None:
+    shutil.copytree(models / "tiny" / "1", models / "tiny" / name)
+    assert open_bundle(models / "tiny").version == "1"
+    shutil.rmtree(models / "tiny" / "1")
+    with pytest.raises(FinetuneError, match=r"tiny is no bundle: it has no version folder"):
+        open_bundle(models / "tiny")
+
+
 def test_a_version_still_being_copied_in_is_not_seen(models: Path) -> None:
     (models / "tiny" / "2").mkdir()
     assert open_bundle(models / "tiny").version == "1"
@@ -52,6 +61,24 @@ def test_a_bundle_of_a_later_program_is_refused_with_what_to_do(models: Path) ->
     file = models / "tiny" / "1" / "bundle.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"schema_version": 9}))
     with pytest.raises(FinetuneError, match="has schema version 9, this program reads 1 to 2; export the run again"):
+        open_bundle(models / "tiny")
+
+
+@pytest.mark.parametrize("version", ["2", True, 2.0, None])
+def test_a_schema_version_that_is_no_number_is_told_as_it_stands(models: Path, version: object) -> None:
+    file = models / "tiny" / "1" / "bundle.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"schema_version": version}))
+    with pytest.raises(FinetuneError) as refused:
+        open_bundle(models / "tiny")
+    assert str(refused.value) == (
+        f"{file} cannot be read: its schema_version is {json.dumps(version)}, no whole number; export the run again"
+    )
+
+
+def test_a_first_bundle_that_lacks_a_key_is_told_so(models: Path) -> None:
+    file = models / "tiny" / "1" / "bundle.json"
+    file.write_text(json.dumps({"schema_version": 1, "model": {}, "parity": {}}))
+    with pytest.raises(FinetuneError, match=r"bundle.json cannot be read: it has no sha256; export the run again"):
         open_bundle(models / "tiny")
 
 

@@ -13,8 +13,10 @@ from pathlib import Path
 
 import httpx
 import pytest
+import safetensors.torch
+import timm
 
-from tests.conftest import ROOT, paint_folder
+from tests.conftest import CLASSES, ROOT, paint_folder
 
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 # These need a container engine, or are the suite itself; scripts/container-check and CI run what they do.
@@ -36,6 +38,14 @@ def free_port() -> int:
 ALONE = [ROOT / "docs/training.md", ROOT / "docs/scaling.md"]
 
 
+def save_network(folder: Path) -> None:
+    """Save what docs/export.md calls a network that was trained elsewhere, with the names of its classes."""
+    safetensors.torch.save_file(
+        timm.create_model("resnet18", num_classes=len(CLASSES)).state_dict(), folder / "net.safetensors"
+    )
+    (folder / "labels.txt").write_text("\n".join(CLASSES))
+
+
 @pytest.mark.parametrize(
     "documents",
     [*([one] for one in ALONE), [one for one in DOCUMENTS if one not in ALONE]],
@@ -43,6 +53,7 @@ ALONE = [ROOT / "docs/training.md", ROOT / "docs/scaling.md"]
 )
 def test_every_command_of_the_documents_works_as_it_stands(documents: list[Path], tmp_path: Path) -> None:
     paint_folder(tmp_path / "photos")
+    save_network(tmp_path)
     port = str(free_port())
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     servers: list[subprocess.Popen[bytes]] = []
@@ -84,6 +95,11 @@ def wait_until_ready(address: str, server: subprocess.Popen[bytes]) -> None:
         except httpx.TransportError:
             time.sleep(0.05)
     raise AssertionError("the server did not become ready")
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_every_command_stands_in_a_block_that_is_typed(document: Path) -> None:
+    assert re.findall(r"^ {4,}(?:finetune|python|curl) .*", document.read_text(encoding="utf-8"), re.MULTILINE) == []
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)

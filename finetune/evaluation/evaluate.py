@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 from pathlib import Path
 
 from finetune.config import EvaluateConfig
 from finetune.data.manifest import summarise_skipped
-from finetune.errors import FinetuneError
 from finetune.evaluation.metrics import ClassScores, Proportion, Scores, measure
 from finetune.evaluation.record import identify, require_free, save
 from finetune.evaluation.report import write_evaluation_report
@@ -26,12 +24,11 @@ def main(config: EvaluateConfig) -> str:
     output = config.output or _default_output(config, subject, chosen)
     former = require_free(output, identify(subject, chosen))
     started = time.monotonic()
-    answers = subject.answer(chosen.manifest.files(chosen.photos))
+    probabilities = subject.answer(chosen.manifest.files(chosen.photos))
     seconds = time.monotonic() - started
-    chosen = _without(chosen, answers.refused)
     number = {label: k for k, label in enumerate(subject.classes)}
     targets = [number[photo.label] for photo in chosen.photos]
-    scores = measure(answers.probabilities, targets, subject.classes, chosen.photos, config.top_k)
+    scores = measure(probabilities, targets, subject.classes, chosen.photos, config.top_k)
     save(output, subject, chosen, scores, seconds)
     write_evaluation_report(output / "report.html", subject, chosen, scores)
     lines = [*_figures(scores, seconds), *_remarks(subject, chosen, scores), "", *_table(scores)]
@@ -55,20 +52,6 @@ def _default_output(config: EvaluateConfig, subject: Subject, chosen: Chosen) ->
     if config.model is not None:
         parts.append("onnx")
     return config.run / "evaluation" / "-".join(filter(None, parts))
-
-
-def _without(chosen: Chosen, refused: dict[int, str]) -> Chosen:
-    """Count photos that the server refuses as skipped."""
-    reasons = {chosen.photos[number].path: reason for number, reason in refused.items()}
-    if len(reasons) == len(chosen.photos):
-        raise FinetuneError(f"none of the {len(reasons)} photos can be asked for: {next(iter(reasons.values()))}")
-    manifest = replace(
-        chosen.manifest,
-        photos=tuple(
-            photo._replace(problem=reasons.get(photo.path, photo.problem)) for photo in chosen.manifest.photos
-        ),
-    )
-    return replace(chosen, manifest=manifest, photos=tuple(p for p in chosen.photos if p.path not in reasons))
 
 
 def _figures(scores: Scores, seconds: float) -> list[str]:

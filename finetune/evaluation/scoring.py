@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from itertools import islice
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from finetune.errors import ImageError
 from finetune.models.allocator import keep_freed_memory
 from finetune.models.classifier import Scorer
 from finetune.models.graph import INPUT, quick_graph
 from finetune.parallel import ordered_map
-from finetune.preprocess import Pixels, Preprocessing, Readable, load_pixels
+from finetune.preprocess import Preprocessing, Readable, load_pixels
 from finetune.progress import track
 from finetune.runtime import open_session
 from finetune.serving.predictor import Predictor
@@ -25,13 +23,7 @@ from finetune.serving.predictor import Predictor
 CPU_BATCH, GPU_BATCH = 4, 64
 
 Images = NDArray[np.uint8]
-
-
-class Answers(NamedTuple):
-    """probabilities: (N, classes) of the photos that were read; refused: why others were not, by their number."""
-
-    probabilities: NDArray[np.float32]
-    refused: dict[int, str]
+Probabilities = NDArray[np.float32]
 
 
 def score_fast(classifier: Scorer, preprocessing: Preprocessing, files: Sequence[Readable]) -> Tensor:
@@ -73,28 +65,16 @@ def _score(
     return torch.cat(logits)
 
 
-def answer_with_torch(classifier: Scorer, preprocessing: Preprocessing, files: Sequence[Readable]) -> Answers:
-    """Return calibrated probabilities of the trained model."""
+def answer_with_torch(classifier: Scorer, preprocessing: Preprocessing, files: Sequence[Readable]) -> Probabilities:
+    """Return calibrated probabilities (N, classes) of the trained model."""
     logits = score_with_torch(classifier, preprocessing, files)
-    return Answers(torch.softmax(logits / classifier.temperature.cpu(), dim=1).numpy(), {})
+    return torch.softmax(logits / classifier.temperature.cpu(), dim=1).numpy()
 
 
-def answer_with_onnx(predictor: Predictor, files: Sequence[Readable]) -> Answers:
-    """Return what the server would answer; it refuses photos of rare formats that training reads."""
-    refused: dict[int, str] = {}
-
-    def load(numbered: tuple[int, Readable]) -> Pixels | None:
-        number, file = numbered
-        try:
-            return predictor.load(file)
-        except ImageError as error:
-            refused[number] = f"the server refuses it: {error}"
-            return None
-
-    read: Iterator[Pixels | None] = ordered_map(load, enumerate(files))
-    pixels = (photo for photo in track(read, "scoring photos", total=len(files)) if photo is not None)
+def answer_with_onnx(predictor: Predictor, files: Sequence[Readable]) -> Probabilities:
+    """Return probabilities (N, classes) of an exported model, through the code that serves it."""
+    pixels = track(ordered_map(predictor.load, files), "scoring photos", total=len(files))
     answers = []
     while batch := list(islice(pixels, predictor.batch_size)):
         answers.append(predictor.run(np.stack(batch)))
-    empty = np.empty((0, len(predictor.labels)), dtype=np.float32)
-    return Answers(np.concatenate([empty, *answers]), refused)
+    return np.concatenate(answers)

@@ -15,7 +15,7 @@ from finetune.data.audit import SPLITS, read_labelled
 from finetune.data.manifest import Manifest, Photo
 from finetune.data.splits import Split
 from finetune.errors import FinetuneError, nearest
-from finetune.evaluation.scoring import Answers, answer_with_onnx, answer_with_torch
+from finetune.evaluation.scoring import Probabilities, answer_with_onnx, answer_with_torch
 from finetune.preprocess import Readable
 from finetune.run import FinishedRun
 from finetune.runtime import Device
@@ -37,7 +37,7 @@ class Subject:
     classes: tuple[str, ...]
     preprocessing: str
     device: str
-    answer: Callable[[Sequence[Readable]], Answers]
+    answer: Callable[[Sequence[Readable]], Probabilities]
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,22 +17,22 @@ from torch import Tensor, nn
 from finetune.bundle import ModelCard
 from finetune.config import ExportConfig
 from finetune.data.audit import read_labelled
-from finetune.data.manifest import Manifest, Photo
 from finetune.errors import FinetuneError
 from finetune.evaluation.subject import require_known_classes
 from finetune.export.source import Source
 from finetune.files import sha256
+from finetune.golden import spread_over_classes
 from finetune.models.backbone import BackboneSpec, require_known, takes_any_size
 from finetune.models.classifier import Normalise, Scorer
-from finetune.models.weights import read_weights_file
-from finetune.preprocess import Preprocessing, decode, load_pixels
+from finetune.models.weights import StateDict, read_weights_file
+from finetune.preprocess import Preprocessing, Readable, decode, load_pixels
 from finetune.run import versions
 
 log = logging.getLogger(__name__)
 
 INTERPOLATIONS = ("bicubic", "bilinear", "lanczos", "nearest")
-# Photos that are also put through timm's own preprocessing, to say what difference ours makes.
-BESIDE_TIMM = 100
+# Photos that are also put through timm's own preprocessing, to say what difference ours makes; in torch, which is slow.
+BESIDE_TIMM = 24
 
 
 class TimmNetwork(Scorer):
@@ -58,7 +59,8 @@ def from_checkpoint(config: ExportConfig) -> Source:
             "an output) and data.root=PHOTOS, labelled photos to compare on"
         )
     labels = _read_labels(labels_file)
-    network, wanted = _load(file, require_known(backbone), len(labels), config.checkpoint.image_size)
+    require_known(backbone, "checkpoint.backbone")
+    network, wanted = _load(file, backbone, len(labels), config.checkpoint.image_size)
     spec = BackboneSpec(backbone, wanted["input_size"][-1], tuple(wanted["mean"]), tuple(wanted["std"]))
     preprocessing = _preprocessing(config, spec.image_size, wanted)
     manifest = read_labelled(root, config.data.class_from or "folder")
@@ -67,7 +69,8 @@ def from_checkpoint(config: ExportConfig) -> Source:
     scorer = TimmNetwork(spec, network).eval()
     if wanted["input_size"][0] != 3:
         raise FinetuneError(f"checkpoint.backbone={backbone} takes {wanted['input_size'][0]} channels; photos have 3")
-    log.info("%s", _beside_timm(scorer, preprocessing, wanted, manifest, photos[:BESIDE_TIMM]))
+    some = [photos[place] for place in spread_over_classes([photo.label for photo in photos], BESIDE_TIMM)]
+    log.info("%s", _beside_timm(scorer, preprocessing, wanted, manifest.files(some)))
     # halves by content, so that copies are on one side
     first = tuple(photo for photo in photos if int(photo.sha256[:2], 16) % 2)
     return Source(
@@ -95,6 +98,9 @@ def from_checkpoint(config: ExportConfig) -> Source:
 def _read_labels(file: Path) -> tuple[str, ...]:
     try:
         labels = tuple(line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines())
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise FinetuneError(f"checkpoint.labels={file}: {reason}; give a text file with a class name a line") from None
     except UnicodeDecodeError:
         raise FinetuneError(f"checkpoint.labels={file} is no text in UTF-8; write one class name a line") from None
     if len(labels) < 2 or "" in labels or len(set(labels)) < len(labels):
@@ -107,24 +113,36 @@ def _load(file: Path, backbone: str, classes: int, image_size: int | None) -> tu
     options: dict[str, Any] = {} if image_size is None or takes_any_size(backbone) else {"img_size": image_size}
     network: Any = timm.create_model(backbone, num_classes=classes, **options)
     state, expected = read_weights_file(file, "checkpoint.file"), network.state_dict()
-    missing, unknown = (
-        [name for name in expected if name not in state],
-        [name for name in state if name not in expected],
-    )
-    wrong = [name for name in expected if name in state and state[name].shape != expected[name].shape]
-    if missing or unknown or wrong:
-        name = next(iter(wrong or missing or unknown))
-        found = f"{tuple(state[name].shape)} there" if name in state else "not there"
-        needed = f"{tuple(expected[name].shape)} here" if name in expected else "unknown here"
+    misfit = _misfit(state, expected)
+    if misfit:
+        raise FinetuneError(f"checkpoint.file={file} does not fit {backbone} with {classes} classes: {misfit}")
+    endless = [name for name, tensor in state.items() if not torch.isfinite(tensor).all()]
+    if endless:
         raise FinetuneError(
-            f"checkpoint.file={file} does not fit {backbone} with {classes} classes: of its tensors {len(missing)} are "
-            f"missing, {len(unknown)} unknown and {len(wrong)} of another shape, as {name}: {found}, {needed}"
+            f"checkpoint.file={file}: {len(endless)} of its {len(state)} tensors hold NaN or infinity, the first is "
+            f"{endless[0]}; give weights from before their training diverged"
         )
     network.load_state_dict(state)
     wanted: dict[str, Any] = resolve_data_config({}, model=network)  # type: ignore[no-untyped-call]
     if image_size is not None:
         wanted["input_size"] = (wanted["input_size"][0], image_size, image_size)
     return network, wanted
+
+
+def _misfit(state: StateDict, expected: StateDict) -> str:
+    """Say in what the tensors of a file are not those that a network has; empty where they are."""
+    missing = [name for name in expected if name not in state]
+    unknown = [name for name in state if name not in expected]
+    wrong = [name for name in expected if name in state and state[name].shape != expected[name].shape]
+    if not (missing or unknown or wrong):
+        return ""
+    name = next(iter(wrong or missing or unknown))
+    found = f"{tuple(state[name].shape)} there" if name in state else "not there"
+    needed = f"{tuple(expected[name].shape)} here" if name in expected else "unknown here"
+    return (
+        f"of its tensors {len(missing)} are missing, {len(unknown)} unknown and {len(wrong)} of another shape, "
+        f"as {name}: {found}, {needed}"
+    )
 
 
 def _preprocessing(config: ExportConfig, image_size: int, wanted: dict[str, Any]) -> Preprocessing:
@@ -145,21 +163,15 @@ def _preprocessing(config: ExportConfig, image_size: int, wanted: dict[str, Any]
 
 
 def _beside_timm(
-    scorer: TimmNetwork,
-    preprocessing: Preprocessing,
-    wanted: dict[str, Any],
-    manifest: Manifest,
-    photos: tuple[Photo, ...],
+    scorer: TimmNetwork, preprocessing: Preprocessing, wanted: dict[str, Any], files: Sequence[Readable]
 ) -> str:
     """Say on how many photos the network answers alike after timm's own preprocessing and after ours."""
     transform: Any = create_transform(**wanted, is_training=False)
-    same = 0
+    ours = np.stack([load_pixels(file, preprocessing) for file in files])
+    theirs = torch.stack([transform(decode(file)) for file in files])
     with torch.inference_mode():
-        for file in manifest.files(photos):
-            raw = file.read_bytes()
-            ours = scorer(torch.from_numpy(np.stack([load_pixels(raw, preprocessing)])))
-            theirs = scorer.network(transform(decode(raw))[None])
-            same += int(ours.argmax(1) == theirs.argmax(1))
+        alike = scorer(torch.from_numpy(ours)).argmax(1) == scorer.network(theirs).argmax(1)
     return (
-        f"timm's own preprocessing gives the same answer on {same} of {len(photos)} photos ({preprocessing.in_words()})"
+        f"timm's own preprocessing gives the same answer on {int(alike.sum())} of {len(files)} photos "
+        f"({preprocessing.in_words()})"
     )

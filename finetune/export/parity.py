@@ -71,7 +71,7 @@ def require_agreement(parity: Parity, consequence: str) -> None:
 
 def torch_probabilities(network: Scorer, preprocessing: Preprocessing, files: Sequence[Readable]) -> Probabilities:
     """Return (N, classes) of the trained network, as it was trained."""
-    return answer_with_torch(network, preprocessing, files).probabilities
+    return answer_with_torch(network, preprocessing, files)
 
 
 def onnx_probabilities(predictor: Predictor, files: Sequence[Readable]) -> Probabilities:

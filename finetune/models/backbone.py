@@ -143,17 +143,20 @@ def describe_backbone(name: str) -> BackboneSpec:
     return BackboneSpec(name, int(config.input_size[-1]), mean, std)  # type: ignore[arg-type]
 
 
-def require_known(name: str) -> str:
-    """Return `name` if timm has this architecture; else raise FinetuneError with the nearest one."""
+def require_known(name: str, key: str = "model.backbone") -> str:
+    """Return `name` if timm has this architecture; else raise FinetuneError with the nearest one.
+
+    key: of the configuration, which names the architecture.
+    """
     if not timm.is_model(name.partition(".")[0]):
         raise FinetuneError(
-            f"model.backbone={name}: timm has no such architecture{nearest(name, timm.list_models())} "
+            f"{key}={name}: timm has no such architecture{nearest(name, timm.list_models())} "
             "(`finetune models filter='*net*'` lists them)"
         )
     architecture, _, tag = name.partition(".")
     tags = [known.partition(".")[2] for known in timm.list_pretrained(f"{architecture}.*")]
     if tag and tag not in tags:
-        raise FinetuneError(f"model.backbone={name}: no such weights{nearest(tag, tags)} (there are {', '.join(tags)})")
+        raise FinetuneError(f"{key}={name}: no such weights{nearest(tag, tags)} (there are {', '.join(tags)})")
     return name
 
 

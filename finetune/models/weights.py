@@ -9,6 +9,7 @@ import re
 import socket
 from collections.abc import Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -85,15 +86,22 @@ def read_weights_file(path: Path, key: str) -> StateDict:
         if path.suffix == ".safetensors":
             return dict(safetensors.torch.load_file(path))
         content = torch.load(path, map_location="cpu", weights_only=True)
+    except UnpicklingError as error:
+        found = re.search(r"GLOBAL (\S+)", str(error))
+        what = f"holds pickled code ({found[1]}), which is not run" if found else "is damaged, or no file of torch.save"
+        raise FinetuneError(
+            f"{key}={path} {what}; save tensors only: safetensors.torch.save_file(model.state_dict(), FILE) or "
+            "torch.save(model.state_dict(), FILE)"
+        ) from None
     except Exception as error:  # a damaged file can raise nearly anything; the user needs its name
-        reason = str(error).splitlines()[0]
+        reason = str(error).partition("\n")[0] or type(error).__name__
         raise FinetuneError(f"{key}={path} cannot be read as weights: {reason}") from None
-    for key in ("state_dict_ema", "model_ema", "state_dict", "model"):
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
+    for wrapping in ("state_dict_ema", "model_ema", "state_dict", "model"):
+        if isinstance(content, Mapping) and isinstance(content.get(wrapping), Mapping):
+            content = content[wrapping]
             break
     if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise FinetuneError(f"{key}={path} holds no tensors by name")
+        raise FinetuneError(f"{key}={path} holds no tensors by name; save them: torch.save(model.state_dict(), FILE)")
     return {name.removeprefix("module."): tensor for name, tensor in content.items()}
 
 

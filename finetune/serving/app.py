@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from importlib.resources import files
@@ -27,12 +27,14 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 import finetune
 from finetune.errors import ImageError
 from finetune.parallel import usable_cores
-from finetune.preprocess import Pixels
+from finetune.preprocess import Pixels, Preprocessing, load_pixels
 from finetune.serving.predictor import Prediction
 from finetune.serving.served import Served
 
 log = logging.getLogger(__name__)
 
+# What cameras, phones and browsers make. Pillow's rarer decoders are no risk a server should take.
+SERVED_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "PPM")
 PAGE_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
     "img-src blob: data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -112,7 +114,8 @@ def create_app(served: Served, max_body_mb: float, max_photos: int) -> FastAPI:
         chosen = served.choose(model)
         photos = await _read_photos(request, max_photos)
         loop = asyncio.get_running_loop()
-        decoded = [loop.run_in_executor(decoding, _load, chosen.predictor.load, name, raw) for name, raw in photos]
+        preprocessing = chosen.predictor.preprocessing
+        decoded = [loop.run_in_executor(decoding, _load, preprocessing, name, raw) for name, raw in photos]
         results = [await future for future in decoded]
         pixels = [result for result in results if not isinstance(result, str)]
         if len(pixels) < len(results):
@@ -194,10 +197,10 @@ async def _read_photos(request: Request, max_photos: int) -> list[tuple[str, byt
     return photos
 
 
-def _load(load: Callable[[bytes], Pixels], name: str, raw: bytes) -> Pixels | str:
+def _load(preprocessing: Preprocessing, name: str, raw: bytes) -> Pixels | str:
     """Return pixels, or why there are none; all photos of a request are judged before it is refused."""
     try:
-        return load(raw)
+        return load_pixels(raw, preprocessing, SERVED_FORMATS)
     except ImageError as error:
         return f"{name}: {error}" if name else str(error)
 

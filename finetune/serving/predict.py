@@ -80,7 +80,7 @@ def _rows(
         try:
             return path, predictor.load(file)
         except ImageError as error:
-            return path, str(error)
+            return path, error.reason
         except OSError as error:
             return path, f"cannot be read: {error.strerror}"
 

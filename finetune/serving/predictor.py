@@ -13,8 +13,6 @@ from finetune.preprocess import Pixels, Preprocessing, Readable, load_pixels
 from finetune.providers import TENSORRT_BATCH
 from finetune.runtime import Device, open_session
 
-# What cameras, phones and browsers make. Pillow's rarer decoders are no risk a server should take.
-SERVED_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "PPM")
 # Photos that run at once. On a CPU the activations of a few stay in its cache, and a request of many photos costs no
 # more memory than a request of few and lets others run in between.
 CPU_BATCH, GPU_BATCH = 4, TENSORRT_BATCH
@@ -61,9 +59,9 @@ class Predictor:
         for photos in (1, self.batch_size):
             self.run(np.zeros((photos, size, size, 3), dtype=np.uint8))
 
-    def load(self, source: Readable | bytes) -> Pixels:
-        """Decode a photo to the model's input; raises ImageError with the reason."""
-        return load_pixels(source, self.preprocessing, SERVED_FORMATS)
+    def load(self, file: Readable) -> Pixels:
+        """Decode a photo on this machine, in any format that training reads; raises ImageError with the reason."""
+        return load_pixels(file, self.preprocessing)
 
     def run(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """images: (N, image_size, image_size, 3) uint8 RGB; returns probabilities (N, classes)."""

@@ -73,6 +73,9 @@ class StoredFile:
     store: Store
     path: str
 
+    def __str__(self) -> str:
+        return f"{readable(self.path)} in {self.store.address}"
+
     def read_bytes(self) -> bytes:
         return self.store.read(self.path)
 

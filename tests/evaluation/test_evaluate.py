@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from finetune.cli import run
+from finetune.run import FinishedRun
 from tests.conftest import CLASSES, TINY, paint, paint_folder
 
 WRITTEN = {"evaluation.json", "report.html", "predictions.csv", "confusion.csv", "confusion.png", "reliability.png"}
@@ -210,21 +211,34 @@ def test_another_folder_with_mistakes_and_damage(
     assert report.count("data:image/png;base64,") == 2
 
 
-def test_what_the_server_refuses_is_skipped_by_a_bundle(
+def test_a_bundle_is_measured_on_photos_in_any_format(
     tiny_models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for index in range(2):
-        paint(tmp_path / "new" / "red" / f"{index}.png", "red", seed=50 + index)
-    paint(tmp_path / "new" / "red" / "scan.tga", "red", seed=52)
+    for index, suffix in enumerate(("png", "tga", "jp2")):
+        paint(tmp_path / "new" / "red" / f"{index}.{suffix}", "red", seed=50 + index)
     words = ["evaluate", f"model={tiny_models / 'tiny'}", f"data.root={tmp_path / 'new'}"]
     assert run([*words, f"output={tmp_path / 'out'}"]) == 0
-    said = capsys.readouterr().out
-    assert said.startswith("accuracy 100.0 % on 2 photos")
-    assert "skipped 1 file:\n  red/scan.tga: the server refuses it: " in said
-    for index in range(2):
-        (tmp_path / "new" / "red" / f"{index}.png").unlink()
-    assert run(words) == 2
-    assert "none of the 1 photos can be asked for: the server refuses it: " in capsys.readouterr().err
+    assert capsys.readouterr().out.startswith("accuracy 100.0 % on 3 photos")
+
+
+def test_a_photo_damaged_since_the_training_is_named(
+    tiny_run: Path, tiny_models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photo = FinishedRun(tiny_run).manifest.of("test")[0].path
+    shutil.copytree(tiny_run, tmp_path / "run")
+    shutil.copytree(tiny_run.parent / "photos", tmp_path / "photos")
+    for name in ("config.yaml", "manifest.csv"):
+        file = tmp_path / "run" / name
+        file.write_text(file.read_text().replace(str(tiny_run.parent / "photos"), str(tmp_path / "photos")))
+    file = tmp_path / "photos" / photo
+    file.write_bytes(file.read_bytes()[:-19])
+    model = f"model={tiny_models / 'tiny'}"
+    for words in (["evaluate"], ["evaluate", model], ["export", f"output={tmp_path / 'models'}", "name=tiny"]):
+        assert run([*words, f"run={tmp_path / 'run'}"]) == 2
+        said = capsys.readouterr().err.splitlines()[-1]
+        assert said.startswith(
+            f"finetune {words[0]}: {photo} in {tmp_path / 'photos'}: damaged: image file is truncated"
+        )
 
 
 def test_classes_the_model_does_not_know_are_named(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +10,11 @@ import timm
 import torch
 from PIL import Image
 
+import finetune.export.checkpoint as checkpoint_module
 from finetune.bundle import open_bundle
 from finetune.cli import run
 from finetune.serving.predictor import open_predictor
-from tests.conftest import CLASSES
+from tests.conftest import CLASSES, paint_folder
 
 LABELS = tuple(reversed(CLASSES))
 
@@ -80,9 +82,17 @@ def test_its_precision_can_be_chosen_though_its_head_is_its_own(words: list[str]
     ("instead", "reason"),
     [
         ("checkpoint.backbone=test_resnet", "does not fit test_resnet with 3 classes: of its tensors "),
-        ("checkpoint.backbone=test_efficientnets", "did you mean 'test_efficientnet'?"),
+        (
+            "checkpoint.backbone=test_efficientnets",
+            "checkpoint.backbone=test_efficientnets: timm has no such architecture; did you mean 'test_efficientnet'?",
+        ),
         ("checkpoint.backbone=null", "a checkpoint needs checkpoint.file=WEIGHTS"),
         ("checkpoint.file=nowhere.pth", "checkpoint.file=nowhere.pth: no such file"),
+        (
+            "checkpoint.labels=nowhere.txt",
+            "checkpoint.labels=nowhere.txt: no such file or directory; give a text file with a class name a line",
+        ),
+        ("checkpoint.labels=.", "checkpoint.labels=.: is a directory; give a text file with a class name a line"),
         ("data.root=null", "and data.root=PHOTOS, labelled photos to compare on"),
     ],
 )
@@ -92,6 +102,38 @@ def test_what_does_not_fit_is_named(
     key = instead.partition("=")[0]
     assert run([instead if word.startswith(key) else word for word in words]) == 2
     assert reason in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_weights_of_a_training_that_diverged_are_bad_input(
+    words: list[str], checkpoint: Path, value: float, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = safetensors.torch.load_file(checkpoint / "net.safetensors")
+    state["blocks.0.0.conv.weight"][0, 0, 0, 0] = value
+    file = tmp_path / "diverged.safetensors"
+    safetensors.torch.save_file(state, file)
+    assert run([*words, f"checkpoint.file={file}"]) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        f"finetune export: checkpoint.file={file}: 1 of its {len(state)} tensors hold NaN or infinity, the first is "
+        "blocks.0.0.conv.weight; give weights from before their training diverged"
+    )
+
+
+def test_a_few_photos_of_every_class_are_put_through_timm_s_own_preprocessing(
+    words: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    forward = checkpoint_module.TimmNetwork.forward
+    monkeypatch.setattr(
+        checkpoint_module.TimmNetwork,
+        "forward",
+        lambda network, images: asked.append(len(images)) or forward(network, images),
+    )
+    many = paint_folder(tmp_path / "many", per_class=10)
+    with caplog.at_level("INFO", logger="finetune"):
+        assert run([*words, f"data.root={many}", f"output={tmp_path / 'models'}", "name=many"]) == 0
+    assert asked[0] == 24
+    assert re.search(r"timm's own preprocessing gives the same answer on \d+ of 24 photos \(RGB, ", caplog.text)
 
 
 @pytest.mark.parametrize(

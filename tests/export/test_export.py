@@ -21,7 +21,7 @@ from finetune.errors import ParityError
 from finetune.export.parity import BATCH_SIZES, _batches, require_agreement
 from finetune.files import sha256
 from finetune.models.graph import lasting_graph
-from tests.conftest import CLASSES, rewrite_bundle
+from tests.conftest import CLASSES, TINY, paint, rewrite_bundle
 
 
 def test_the_bundle_is_an_entry_of_a_triton_repository(tiny_models: Path) -> None:
@@ -74,6 +74,15 @@ def test_the_same_run_is_exported_once(tiny_models: Path, tiny_run: Path, capsys
     assert run(["export", f"run={tiny_run}", f"output={tiny_models}", "name=tiny"]) == 0
     assert capsys.readouterr().out.startswith(f"already exported: {tiny_models / 'tiny' / '1'}\n")
     assert not (tiny_models / "tiny" / "2").exists()
+
+
+def test_a_run_on_photos_of_rare_formats_is_exported_and_verified(tmp_path: Path) -> None:
+    for number, label in enumerate(CLASSES):
+        for index, suffix in enumerate(("tga", "jp2") * 4):
+            paint(tmp_path / "rare" / label / f"{index}.{suffix}", label, seed=100 * number + index)
+    assert run(["train", f"data.root={tmp_path / 'rare'}", f"output={tmp_path / 'run'}", *TINY]) == 0
+    assert run(["export", f"run={tmp_path / 'run'}", f"output={tmp_path / 'models'}", "name=rare"]) == 0
+    assert run(["export", f"verify={tmp_path / 'models' / 'rare'}", f"data.root={tmp_path / 'rare'}"]) == 0
 
 
 def test_another_run_becomes_the_next_version(tiny_models: Path, tiny_run: Path, tmp_path: Path) -> None:

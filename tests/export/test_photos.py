@@ -21,10 +21,11 @@ def test_photos_come_in_order_in_batches_of_the_models_size(photos: Path) -> Non
         np.testing.assert_array_equal(pixels, load_pixels(file, SMALL))
 
 
-def test_an_unreadable_photo_is_an_error(photos: Path) -> None:
-    (photos / "red" / "0.jpg").write_bytes(b"no photo")
-    with pytest.raises(ImageError, match="not an image"):
-        list(pixel_batches([photos / "red" / "0.jpg"], SMALL))
+def test_an_unreadable_photo_is_named(photos: Path) -> None:
+    file = photos / "red" / "0.jpg"
+    file.write_bytes(b"no photo")
+    with pytest.raises(ImageError, match=f"^{file}: not an image"):
+        list(pixel_batches([file], SMALL))
 
 
 def test_calibration_reads_to_the_end() -> None:

@@ -13,7 +13,7 @@ from PIL import Image
 from finetune.errors import FinetuneError
 from finetune.models.backbone import build_backbone, describe_backbone
 from finetune.models.classifier import Normalise
-from finetune.models.weights import PACKAGED, load_pretrained, packaged_file, rename_lukemelas
+from finetune.models.weights import PACKAGED, load_pretrained, packaged_file, read_weights_file, rename_lukemelas
 
 LITE0 = "tf_efficientnet_lite0"
 # ImageNet's numbering
@@ -102,9 +102,35 @@ def test_a_pickle_with_code_in_it_is_not_run(tmp_path: Path) -> None:
 
     file = tmp_path / "evil.pth"
     torch.save({"state_dict": Attack()}, file)
-    with pytest.raises(FinetuneError, match="cannot be read as weights"):
+    with pytest.raises(FinetuneError) as refused:
         build_backbone("test_resnet", 64, str(file))
+    assert str(refused.value) == (
+        f"model.weights={file} holds pickled code (getattr), which is not run; save tensors only: "
+        "safetensors.torch.save_file(model.state_dict(), FILE) or torch.save(model.state_dict(), FILE)"
+    )
     assert not (tmp_path / "owned").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", " cannot be read as weights: EOFError"),
+        (b"no weights", " is damaged, or no file of torch.save; save tensors only: "),
+        (b"PK\x03\x04 cut off", " cannot be read as weights: PytorchStreamReader failed reading zip archive"),
+    ],
+)
+def test_a_file_that_holds_no_weights_is_named(tmp_path: Path, content: bytes, reason: str) -> None:
+    file = tmp_path / "damaged.pth"
+    file.write_bytes(content)
+    with pytest.raises(FinetuneError, match=rf"^checkpoint\.file=.*damaged\.pth{reason}"):
+        read_weights_file(file, "checkpoint.file")
+
+
+def test_a_file_without_tensors_is_named_by_its_key(tmp_path: Path) -> None:
+    file = tmp_path / "counts.pth"
+    torch.save({"model": {"epochs": 3}}, file)
+    with pytest.raises(FinetuneError, match=r"^checkpoint\.file=.*counts\.pth holds no tensors by name; save them: "):
+        read_weights_file(file, "checkpoint.file")
 
 
 def test_weights_that_cannot_be_had_name_the_three_ways() -> None:

@@ -80,6 +80,14 @@ def test_other_formats_are_taken(server: Server, photos: Path, kind: str) -> Non
     assert response.json()["predictions"][0]["label"] == "red"
 
 
+@pytest.mark.parametrize("kind", ["TGA", "JPEG2000", "ICO"])
+def test_what_no_camera_or_browser_makes_is_refused(server: Server, photos: Path, kind: str) -> None:
+    buffer = io.BytesIO()
+    Image.open(photos / "red" / "0.jpg").save(buffer, kind)
+    reason = "not an image in a format that can be read"
+    assert error_of(httpx.post(f"{server.address}/predict", content=buffer.getvalue()), 422) == reason
+
+
 @pytest.mark.parametrize(
     ("body", "reason"),
     [

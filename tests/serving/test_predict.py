@@ -49,6 +49,13 @@ def test_one_photo_with_all_probabilities(tiny_models: Path, tmp_path: Path) -> 
     assert sum(float(row[label]) for label in CLASSES) == pytest.approx(1, abs=1e-4)
 
 
+def test_files_of_any_format_that_training_reads_are_predicted(tiny_models: Path, tmp_path: Path) -> None:
+    for suffix in ("tga", "jp2"):
+        paint(tmp_path / "new" / f"red.{suffix}", "red", seed=1)
+    assert predict(tiny_models, tmp_path / "new", tmp_path / "x.csv") == 0
+    assert [(row["label"], row["error"]) for row in table(tmp_path / "x.csv")] == [("red", ""), ("red", "")]
+
+
 def test_the_batch_size_does_not_change_the_answers(tiny_models: Path, tmp_path: Path) -> None:
     photos = tiny_models.parent / "photos"
     tables = []
