@@ -31,14 +31,17 @@ Probabilities = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Score:
-    """Over the judging photos. accuracy and agreement, with the answers of fp32, are fractions of 1.
+    """Over `photos`. accuracy and agreement, with the answers of fp32, are fractions of 1; no number is never right.
 
-    largest_difference: of one probability from fp32's.
+    largest_difference: of one probability from fp32's; unanswered: how many photos have a probability that is no
+    number.
     """
 
+    photos: int
     accuracy: float
     agreement: float
     largest_difference: float
+    unanswered: int = 0
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,9 @@ class Gate:
         return self.refusal(self.score(proto)) == ""
 
     def refusal(self, score: Score) -> str:
-        """Say by how much the accuracy lost exceeds the limit; an empty string if it does not."""
+        """Say by how much the accuracy lost exceeds the limit, or what has no answer; an empty string if it passes."""
+        if score.unanswered:
+            return f"answers {score.unanswered} of {score.photos} photos with no number"
         exact = self.score(self.fp32).accuracy
         lost = exact - score.accuracy
         # in photos, as fractions of floats are not exact
@@ -114,11 +119,14 @@ class Gate:
         return self._scores[key]
 
     def _compare(self, probabilities: Probabilities) -> Score:
+        answered = np.isfinite(probabilities).all(1)
         answers = probabilities.argmax(1)
         return Score(
-            accuracy=float((answers == self.targets).mean()),
-            agreement=float((answers == self._exact.argmax(1)).mean()),
+            photos=len(answers),
+            accuracy=float((answered & (answers == self.targets)).mean()),
+            agreement=float((answered & (answers == self._exact.argmax(1))).mean()),
             largest_difference=float(np.abs(probabilities - self._exact).max()),
+            unanswered=int((~answered).sum()),
         )
 
     @cached_property

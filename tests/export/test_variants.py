@@ -48,7 +48,7 @@ def turned(graph: onnx.ModelProto) -> onnx.ModelProto:
 def test_a_score_is_against_the_targets_and_against_fp32() -> None:
     graph = steep_graph(1.0)
     judged = gate(graph, wrong=10)
-    assert judged.score(graph) == Score(accuracy=0.75, agreement=1.0, largest_difference=0.0)
+    assert judged.score(graph) == Score(photos=40, accuracy=0.75, agreement=1.0, largest_difference=0.0)
     other = judged.score(turned(graph))
     assert other.agreement == 0.0
     assert 0.3 < other.largest_difference <= 1
@@ -69,14 +69,35 @@ def test_a_graph_is_run_over_the_photos_once() -> None:
 )
 def test_the_limit_itself_may_be_lost(lost: int, limit: float, passes: bool) -> None:
     judged = gate(steep_graph(1.0), limit=limit)
-    refusal = judged.refusal(Score((40 - lost) / 40, 1.0, 0.0))
+    refusal = judged.refusal(Score(40, (40 - lost) / 40, 1.0, 0.0))
     assert (refusal == "") == passes
 
 
 def test_a_refusal_says_by_how_much() -> None:
     graph = steep_graph(1.0)
-    refusal = gate(graph, limit=0.01).refusal(Score(0.95, 1.0, 0.0))
+    refusal = gate(graph, limit=0.01).refusal(Score(40, 0.95, 1.0, 0.0))
     assert refusal == "loses 5.0 points of accuracy (100.0 to 95.0 %), more than max_accuracy_loss=0.01"
+
+
+def silent(graph: onnx.ModelProto) -> onnx.ModelProto:
+    """Return the graph with a logit that is no number, for every photo."""
+    other = onnx.ModelProto()
+    other.CopyFrom(graph)
+    weight = next(tensor for tensor in other.graph.initializer if tensor.name == "classifier.head.linear.weight")
+    weights = onnx.numpy_helper.to_array(weight).copy()
+    weights[1, 0] = np.nan
+    weight.CopyFrom(onnx.numpy_helper.from_array(weights, weight.name))
+    return other
+
+
+def test_no_number_is_no_answer_even_where_all_may_be_lost() -> None:
+    """To argmax it would be the first class."""
+    graph = steep_graph(1.0)
+    judged = Gate(graph, Passes(), [0] * len(PHOTOS), "cpu", max_accuracy_loss=1)
+    score = judged.score(silent(graph))
+    assert (score.accuracy, score.agreement, score.unanswered) == (0, 0, 40)
+    assert judged.refusal(score) == "answers 40 of 40 photos with no number"
+    assert not judged.accepts(silent(graph))
 
 
 def test_variants_are_measured_and_what_does_not_run_says_why() -> None:
@@ -104,7 +125,7 @@ def test_variants_are_measured_and_what_does_not_run_says_why() -> None:
     assert why == f"bad {bad.reason}; fp32 is kept"
 
 
-SCORE = Score(1.0, 1.0, 0.0)
+SCORE = Score(40, 1.0, 1.0, 0.0)
 FP32 = Variant("fp32", onnx.ModelProto(), {1: 100.0, 8: 200.0}, SCORE, passes=True, reason="")
 
 
