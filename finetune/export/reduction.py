@@ -44,7 +44,7 @@ def reduce(proto: onnx.ModelProto, source: Source, config: ExportConfig) -> Redu
         if pruned is not None and pruned.removed:
             now, exact = pruned.proto, not pruned.share
     if config.precision != "fp32":
-        chosen, why = choose_precision(now, source, config.precision, gate)
+        chosen, why = choose_precision(now, source, config, gate)
         now, precision = chosen.proto, cast(Precision, chosen.name)
         exact = exact and precision == "fp32"
         told.append(why)

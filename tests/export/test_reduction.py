@@ -99,3 +99,12 @@ def test_half_weights_that_would_be_made_whole_again_are_refused(
 ) -> None:
     assert run(["export", f"run={tiny_run}", f"output={tmp_path}", "weights=fp16", "optimised=true"]) == 2
     assert "optimised=true stores weights in full again" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("word", ["optimised=true", "precision=bf16"])
+def test_what_the_triton_of_a_manifest_cannot_open_is_refused(
+    word: str, tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["export", f"run={tiny_run}", f"output={tmp_path / 'models'}", "kserve=s3://photos/models", word]) == 2
+    assert f"{word} needs a newer onnxruntime than that of the Triton in kserve.yaml" in capsys.readouterr().err
+    assert not (tmp_path / "models").exists()
