@@ -154,13 +154,13 @@ class ExportConfig(Section):
         description="mixed: fp16 but where fragile; int8: but for layers that suffer; auto: the fastest that passes"
     )
     prune: Annotated[float, Field(ge=0, lt=1)] | None = Field(
-        description="share of channels to remove, those of least magnitude; 0: those that do nothing; null: none"
+        description="largest share of channels to remove, least important first; 0: those that do nothing; null: none"
     )
     weights: Literal["fp32", "fp16"] = Field(
         description="how they are stored; fp16 halves the file, and the arithmetic stays that of precision="
     )
     optimised: bool = Field(
-        description="save onnxruntime's own optimisation of the graph: opens sooner, in this version or newer only"
+        description="save the graph as onnxruntime optimises it: opens sooner, on CPUs in this version or newer only"
     )
     max_accuracy_loss: Fraction = Field(
         description="of a precision, pruning or fp16 weights, 0 to 1; what loses more on unlearned photos is left out"
@@ -191,6 +191,16 @@ class ExportConfig(Section):
             raise ValueError(f"precision={self.precision} stores weights in 16 bits already: leave weights=fp16 out")
         if self.optimised and self.weights == "fp16":
             raise ValueError("optimised=true stores weights in full again: leave it or weights=fp16 out")
+        return self
+
+    @model_validator(mode="after")
+    def _runs_in_triton(self) -> ExportConfig:
+        newer = {"optimised=true": self.optimised, "precision=bf16": self.precision == "bf16"}
+        asked = [words for words, is_asked in newer.items() if is_asked]
+        if self.kserve and asked:
+            raise ValueError(
+                f"{asked[0]} needs a newer onnxruntime than that of the Triton in kserve.yaml: leave it or kserve= out"
+            )
         return self
 
     @model_validator(mode="after")

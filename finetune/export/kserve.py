@@ -9,6 +9,7 @@ import yaml
 from finetune.errors import FinetuneError
 
 # Has onnxruntime 1.20. Exported graphs have opset 20, which takes 1.17 (Triton 24.02); KServe's default may be older.
+# The configuration refuses those in bf16, at opset 22, and those optimised here, with newer operators of onnxruntime.
 TRITON_IMAGE_TAG = "25.03-py3"
 HTTP_PORT = 8080
 # Kubernetes allows 63 characters, and KServe appends "-predictor" to name what it makes.

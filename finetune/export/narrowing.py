@@ -1,8 +1,8 @@
-"""Takes channels out of a graph's weights."""
+"""Takes channels out of a graph's weights, and puts numbers into biases in their place."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import chain, count
 from typing import Any
 
@@ -12,13 +12,29 @@ from numpy.typing import NDArray
 from onnxscript import ir
 
 from finetune.export.folding import constant
-from finetune.export.tracing import Channels, Use
+from finetune.export.tracing import Channels, Layer, Use
 
 # On an initialiser whose name was taken: what it is to be called.
 RENAMED = "finetune.name"
 
 Mask = NDArray[np.bool_]
 Floats = NDArray[np.float32]
+
+
+def biases_instead(channels: Channels, incoming: Mapping[Layer, NDArray[Any]], gone: Mask) -> dict[Use, Floats]:
+    """Return the biases of layers that read a number in place of each channel among `gone`.
+
+    incoming: (channels,) numbers for what a layer reads, NaN for none. A layer without a bias reads nothing instead.
+    """
+    biases = {}
+    for layer in channels.layers:
+        weights = np.moveaxis(constant(layer.weights.value), (layer.writes, layer.reads), (0, 1))
+        weights = weights.reshape(*weights.shape[:2], -1).sum(axis=2)
+        given = gone[channels.uses[layer.weights][layer.reads]] & (np.nan_to_num(incoming[layer]) != 0)
+        if given.any() and layer.bias is not None:
+            added = weights[:, given] @ incoming[layer][given]
+            biases[layer.bias] = (constant(layer.bias.value) + added).astype(np.float32)
+    return biases
 
 
 def remove(model: ir.Model, channels: Channels, gone: Mask, biases: dict[Use, Floats]) -> None:

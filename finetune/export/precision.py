@@ -7,6 +7,7 @@ import logging
 import numpy as np
 import onnx
 
+from finetune.config import ExportConfig
 from finetune.export.halves import to_bf16, to_fp16, to_mixed
 from finetune.export.int8 import search_int8
 from finetune.export.photos import pixel_batches
@@ -23,12 +24,19 @@ PRECISIONS = ("fp16", "mixed", "bf16", "int8")
 RANKING_PHOTOS = 12
 
 
-def choose_precision(proto: onnx.ModelProto, source: Source, precision: str, gate: Gate) -> tuple[Variant, str]:
+def choose_precision(proto: onnx.ModelProto, source: Source, config: ExportConfig, gate: Gate) -> tuple[Variant, str]:
     """Return the graph in the precision asked for if it keeps its accuracy, else in fp32; and why, with a table."""
-    wanted = PRECISIONS if precision == "auto" else (precision,)
+    wanted = _candidates(config)
     variants = measure({FP32: proto, **{name: _made(name, proto, source, gate) for name in wanted}}, gate)
-    chosen, why = choose(variants, precision)
+    chosen, why = choose(variants, config.precision)
     return chosen, f"{variant_table(variants)}\n{why}"
+
+
+def _candidates(config: ExportConfig) -> tuple[str, ...]:
+    if config.precision != "auto":
+        return (config.precision,)
+    # Triton in kserve.yaml does not know bf16's opset
+    return tuple(name for name in PRECISIONS if not (config.kserve and name == "bf16"))
 
 
 def _made(name: str, proto: onnx.ModelProto, source: Source, gate: Gate) -> onnx.ModelProto:

@@ -1,189 +1,117 @@
-"""A narrower network: channels that do nothing, or least, are taken out of the graph's weights.
+"""A narrower network: channels that do nothing are taken out of the graph's weights, then those that matter least.
 
-The magnitude of a filter is the sum of its absolute weights (Li et al. 2017, "Pruning Filters for Efficient ConvNets");
-a channel's is the mean over all weights that write and read it, each relative to the mean of its layer, so that layers
-can be compared (Fang et al. 2023, "DepGraph", section 3.3). Batch norms are folded first: their scale is part of it.
+What a channel is worth is measured over calibration photos, and the layers that read one that goes get its mean in
+their biases instead. Batch norms are folded first: their scale is part of what a channel does.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cached_property
 
-import numpy as np
 import onnx
-import onnx_ir.passes.common as passes
-from numpy.typing import NDArray
 from onnxscript import ir
 
 from finetune.errors import FinetuneError
+from finetune.export.activations import Activity, measure_activity
+from finetune.export.blocks import least_blocks, removable
 from finetune.export.channels import find_channels
-from finetune.export.constants import along, constant_channels, reads_constants
+from finetune.export.dead_channels import opened, remove_dead_channels
 from finetune.export.folding import constant
-from finetune.export.narrowing import add_initialiser, remove
-from finetune.export.tracing import KEPT, Channels, Layer, Use, is_constant
+from finetune.export.importance import importance
+from finetune.export.narrowing import biases_instead, remove
+from finetune.export.tracing import Channels, Layer, first, sizes
+from finetune.preprocess import Pixels
 
-# onnxruntime computes convolutions on a CPU in blocks of so many; a layer of 95 channels is no faster than one of 96
-BLOCK = 8
-
-Mask = NDArray[np.bool_]
-Floats = NDArray[np.float32]
+# Of the share asked for, tried in turn until the accuracy holds; with the last only dead channels go.
+PARTS = (1, 1 / 2, 1 / 4, 1 / 8, 1 / 16, 0)
 
 
 @dataclass(frozen=True)
 class Pruned:
-    """A graph with fewer channels; layers: each narrowed layer's name, how many filters it had and has."""
+    """A graph with fewer channels. filters: each layer's, before and after, by the name of its weights.
+
+    share: of the channels that could go, the most that were to; 0 where only dead ones went, and answers stay.
+    """
 
     proto: onnx.ModelProto
-    layers: dict[str, tuple[int, int]]
+    share: float
+    filters: dict[str, tuple[int, int]]
+
+    @property
+    def before(self) -> int:
+        return sum(before for before, _ in self.filters.values())
+
+    @property
+    def removed(self) -> int:
+        return sum(before - after for before, after in self.filters.values())
 
 
-def remove_dead_channels(proto: onnx.ModelProto) -> Pruned:
-    """Remove channels that are constant or that nothing reads; answers change by rounding only.
+class Pruner:
+    """A graph without its dead channels, and what the others do over photos."""
 
-    What a constant channel gave to the layers that read it goes into their biases, where it is the same at the photo's
-    edges; what has no bias to take it stays. Of a layer's dead channels some stay to make a whole number of blocks.
-    """
-    model = _opened(proto)
-    before = _filters(model)
-    passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
-    _give_biases(model)
-    while True:
+    def __init__(self, proto: onnx.ModelProto, batches: Iterable[Pixels]) -> None:
+        """batches: (N, H, W, 3) uint8 photos of the training split, some tens; read once, if there is need to."""
+        self.batches = batches
+        whole = find_channels(opened(proto))
+        self.filters, self.channels = _filters(whole), int(removable(whole).sum())
+        self.alive = remove_dead_channels(proto)
+        self.dead = self.channels - int(removable(find_channels(opened(self.alive))).sum())
+
+    def without(self, share: float) -> Pruned:
+        """Remove all dead channels, then others up to `share` (0..1) of all, in whole blocks of a layer.
+
+        Raises FinetuneError where there is a share to remove, and no channel that could go.
+        """
+        if share and not self.channels:
+            raise FinetuneError("no channel of this network can be removed without touching what joins all of them")
+        most = round(share * self.channels) - self.dead
+        return self._without_least(share, most) if most > 0 else self._pruned(self.alive, 0.0)
+
+    @cached_property
+    def activity(self) -> dict[str, Activity]:
+        """Of what the layers read, by name."""
+        layers = find_channels(opened(self.alive)).layers
+        axes = {_input(layer): (layer.input_axis, len(sizes(first(layer.weights.node)))) for layer in layers}
+        return measure_activity(self.alive, axes, self.batches)
+
+    def _without_least(self, share: float, most: int) -> Pruned:
+        model = opened(self.alive)
         channels = find_channels(model)
-        constants = constant_channels(model)
-        dead = _dead(channels, constants)
-        gone = _in_blocks(channels, dead, np.zeros(len(dead), np.float32), math.ceil)
+        gone = least_blocks(channels, importance(channels, self.activity), most)
         if not gone.any():
-            return _closed(model, before)
-        remove(model, channels, gone, _biases(channels, constants, gone))
+            return self._pruned(self.alive, 0.0)
+        means = {layer: self.activity[_input(layer)].mean for layer in channels.layers}
+        remove(model, channels, gone, biases_instead(channels, means, gone))
+        return self._pruned(ir.to_proto(model), share)
+
+    def _pruned(self, proto: onnx.ModelProto, share: float) -> Pruned:
+        after = _filters(find_channels(opened(proto)))
+        return Pruned(proto, share, {name: (before, after.get(name, before)) for name, before in self.filters.items()})
 
 
-def prune(proto: onnx.ModelProto, share: float) -> Pruned:
-    """Remove the channels of least magnitude, `share` (0..1) of all that can be removed, in whole blocks a layer.
+def search_pruned(pruner: Pruner, share: float, refusal: Callable[[onnx.ModelProto], str]) -> tuple[Pruned | None, str]:
+    """Return the graph without the largest part of `share` that is not refused, None if all are.
 
-    Each group of channels that goes together keeps at least one block. Raises FinetuneError where the graph has none
-    that could be removed.
+    Beside it why `share` itself was refused, an empty string if it was not. refusal: says why a graph is, or an empty
+    string.
     """
-    if not 0 < share < 1:
-        raise FinetuneError(f"prune={share:g}: the share of channels to remove lies between 0 and 1")
-    model = _opened(proto)
-    before = _filters(model)
-    channels = find_channels(model)
-    magnitude = _magnitudes(channels)
-    removable = np.flatnonzero(np.isfinite(magnitude))
-    if not len(removable):
-        raise FinetuneError("no channel of this network can be removed without touching what joins all of them")
-    chosen = np.zeros(len(magnitude), bool)
-    chosen[removable[np.argsort(magnitude[removable], kind="stable")][: round(share * len(removable))]] = True
-    remove(model, channels, _in_blocks(channels, chosen, magnitude, round), {})
-    return _closed(model, before)
+    refused = ""
+    for part in PARTS:
+        found = pruner.without(part * share)
+        why = refusal(found.proto)
+        if not why:
+            return found, refused
+        refused = refused or why
+    return None, refused
 
 
-def _opened(proto: onnx.ModelProto) -> ir.Model:
-    model = ir.from_proto(proto)
-    passes.ShapeInferencePass()(model)
-    return model
+def _filters(channels: Channels) -> dict[str, int]:
+    return {
+        str(layer.weights.value.name): constant(layer.weights.value).shape[layer.writes] for layer in channels.layers
+    }
 
 
-def _closed(model: ir.Model, before: dict[str, int]) -> Pruned:
-    after = _filters(model)
-    narrowed = {name: (size, after[name]) for name, size in before.items() if after.get(name, size) != size}
-    return Pruned(ir.to_proto(model), narrowed)
-
-
-def _filters(model: ir.Model) -> dict[str, int]:
-    """Return how many filters each layer has, by its weights' name."""
-    layers = find_channels(model).layers
-    return {str(layer.weights.value.name): constant(layer.weights.value).shape[layer.writes] for layer in layers}
-
-
-def _give_biases(model: ir.Model) -> None:
-    """Add biases of 0 where a convolution has none, so that it can take over what constants give."""
-    for node in model.graph:
-        if node.op_type == "Conv" and len(node.inputs) == 2 and is_constant(node, 1):
-            zeros = np.zeros(len(constant(Use(node, 1).value)), np.float32)
-            bias = add_initialiser(model, f"{node.outputs[0].name}_bias", zeros)
-            node.resize_inputs(3)
-            node.replace_input_with(2, bias)
-
-
-def _count(channels: Channels) -> int:
-    """Return how many labels there are."""
-    every = (*channels.values.values(), *channels.uses.values())
-    return 1 + max(int(labels.max(initial=KEPT)) for axes in every for labels in axes)
-
-
-def _magnitudes(channels: Channels) -> Floats:
-    """Return the relative magnitude of each label, infinite for what has to stay."""
-    total, times = np.zeros(_count(channels)), np.zeros(_count(channels))
-    kernels = [(layer.weights, axis) for layer in channels.layers for axis in (layer.reads, layer.writes)]
-    for use, axis in [*kernels, *((use, 0) for use in channels.depthwise)]:
-        weights = np.abs(constant(use.value))
-        slices = weights.sum(axis=tuple(other for other in range(weights.ndim) if other != axis))
-        labels = channels.uses[use][axis]
-        np.add.at(total, labels, slices / max(slices.mean(), np.finfo(np.float32).tiny))
-        np.add.at(times, labels, 1)
-    written = np.zeros(len(total), bool)
-    for layer in channels.layers:
-        written[channels.uses[layer.weights][layer.writes]] = True
-    written[KEPT] = False
-    return np.where(written, total / np.maximum(times, 1), np.inf).astype(np.float32)
-
-
-def _groups(channels: Channels) -> list[NDArray[np.intp]]:
-    """Return the labels that the same layers write and read, group by group."""
-    places: dict[int, list[tuple[int, int]]] = {}
-    for number, layer in enumerate(channels.layers):
-        for axis in (layer.reads, layer.writes):
-            for label in set(channels.uses[layer.weights][axis].tolist()) - {KEPT}:
-                places.setdefault(label, []).append((number, axis))
-    groups: dict[tuple[tuple[int, int], ...], list[int]] = {}
-    for label, where in places.items():
-        groups.setdefault(tuple(where), []).append(label)
-    return [np.asarray(labels, np.intp) for labels in groups.values()]
-
-
-def _in_blocks(channels: Channels, chosen: Mask, magnitude: Floats, rounded: Callable[[float], float]) -> Mask:
-    """Return `chosen`, but some more or fewer, least first, so that each group is left with whole blocks."""
-    gone = np.zeros(len(chosen), bool)
-    for group in _groups(channels):
-        left = len(group) - int(chosen[group].sum())
-        blocks = max(1, int(rounded(left / BLOCK)))
-        order = group[np.lexsort((magnitude[group], ~chosen[group]))]
-        gone[order[: max(0, len(group) - blocks * BLOCK)]] = True
-    return gone
-
-
-def _dead(channels: Channels, constants: dict[ir.Value, Floats]) -> Mask:
-    """Return which labels no layer would miss."""
-    dead = np.ones(_count(channels), bool)
-    dead[KEPT] = False
-    for layer in channels.layers:
-        weights = constant(layer.weights.value)
-        unread = (weights == 0).all(axis=tuple(axis for axis in range(weights.ndim) if axis != layer.reads))
-        incoming = _incoming(layer, constants, weights.shape[layer.reads])
-        foldable = reads_constants(layer.weights.node, incoming)
-        if layer.bias is None:
-            foldable &= incoming == 0
-        dead[channels.uses[layer.weights][layer.reads][~(unread | foldable)]] = False
-    return dead
-
-
-def _incoming(layer: Layer, constants: dict[ir.Value, Floats], size: int) -> Floats:
-    value = layer.weights.node.inputs[0]
-    assert value is not None
-    return along(constants[value], layer.input_axis, size) if value in constants else np.full(size, np.nan, np.float32)
-
-
-def _biases(channels: Channels, constants: dict[ir.Value, Floats], gone: Mask) -> dict[Use, Floats]:
-    """Return the biases that take over what the constant channels among `gone` gave."""
-    biases = {}
-    for layer in channels.layers:
-        weights = np.moveaxis(constant(layer.weights.value), (layer.writes, layer.reads), (0, 1))
-        weights = weights.reshape(*weights.shape[:2], -1).sum(axis=2)
-        incoming = _incoming(layer, constants, weights.shape[1])
-        given = gone[channels.uses[layer.weights][layer.reads]] & (np.nan_to_num(incoming) != 0)
-        if given.any() and layer.bias is not None:
-            biases[layer.bias] = constant(layer.bias.value) + weights[:, given] @ incoming[given]
-    return biases
+def _input(layer: Layer) -> str:
+    return str(first(layer.weights.node).name)

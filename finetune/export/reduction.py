@@ -10,15 +10,13 @@ import onnx
 
 from finetune.bundle import Precision
 from finetune.config import ExportConfig
+from finetune.export.blocks import BLOCK
 from finetune.export.photos import pixel_batches
 from finetune.export.precision import choose_precision
-from finetune.export.pruning import Pruned, prune, remove_dead_channels
+from finetune.export.pruning import Pruned, Pruner, search_pruned
 from finetune.export.source import Source
 from finetune.export.storage import optimise_ahead, store_as_half
 from finetune.export.variants import Gate
-
-# Of the narrowed layers, named in what is told.
-NAMED = 5
 
 
 @dataclass(frozen=True)
@@ -39,13 +37,14 @@ def reduce(proto: onnx.ModelProto, source: Source, config: ExportConfig) -> Redu
     precision: Precision = "fp32"
     now, exact = proto, True
     if config.prune is not None:
-        pruned = prune(proto, config.prune) if config.prune else remove_dead_channels(proto)
-        refusal = gate.refusal(gate.score(pruned.proto))
-        told.append(f"not pruned: prune={config.prune:g} {refusal}" if refusal else _in_words(pruned))
-        if not refusal:
-            now, exact = pruned.proto, not config.prune
+        files = source.manifest.files(source.calibration)
+        pruner = Pruner(proto, pixel_batches(files, source.card.preprocessing))
+        pruned, refusal = search_pruned(pruner, config.prune, lambda graph: gate.refusal(gate.score(graph)))
+        told.append(_in_words(proto, pruned, config.prune, refusal))
+        if pruned is not None and pruned.removed:
+            now, exact = pruned.proto, not pruned.share
     if config.precision != "fp32":
-        chosen, why = choose_precision(now, source, config.precision, gate)
+        chosen, why = choose_precision(now, source, config, gate)
         now, precision = chosen.proto, cast(Precision, chosen.name)
         exact = exact and precision == "fp32"
         told.append(why)
@@ -61,10 +60,11 @@ def reduce(proto: onnx.ModelProto, source: Source, config: ExportConfig) -> Redu
     return Reduced(now, precision, exact, tuple(told))
 
 
-def _in_words(pruned: Pruned) -> str:
-    if not pruned.layers:
-        return "pruned: no channel does nothing"
-    gone = sum(before - after for before, after in pruned.layers.values())
-    layers = [f"{name} {before} to {after}" for name, (before, after) in list(pruned.layers.items())[:NAMED]]
-    more = f" and {len(pruned.layers) - NAMED} more" if len(pruned.layers) > NAMED else ""
-    return f"pruned: {gone} filters of {len(pruned.layers)} layers: {', '.join(layers)}{more}"
+def _in_words(proto: onnx.ModelProto, pruned: Pruned | None, asked: float, refusal: str) -> str:
+    refused = f"prune={asked:g} {refusal}"
+    if pruned is None or not pruned.removed:
+        nothing = f"prune={asked:g} is less than {BLOCK} channels of a layer" if asked else "no channel does nothing"
+        return f"not pruned: {refused if refusal else nothing}"
+    sizes = f"{proto.ByteSize() / 1e6:.1f} MB to {pruned.proto.ByteSize() / 1e6:.1f} MB"
+    less = f"; this is prune={pruned.share:.2g}, as {refused}" if refusal else ""
+    return f"pruned: {pruned.removed:,} of {pruned.before:,} filters, {sizes}{less}"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from finetune.export.variants import BATCH_SIZES, FP32, Variant
+from finetune.export.timing import BATCH_SIZES
+from finetune.export.variants import Variant
 
 HEADER = (
     "precision",
@@ -20,27 +21,29 @@ Row = Sequence[str]
 
 
 def variant_table(variants: Sequence[Variant]) -> str:
-    """Return a line a variant, then a line for each that does not pass with the reason.
+    """Return a line a variant, then a line for each that does not pass with the reason, and what one photo weighs.
 
-    speed: in multiples of fp32's; accuracy, and agreement with fp32's answers, in percent of the judging photos;
-    difference: the largest of one probability from fp32's.
+    speed: in multiples of fp32's, the median of all rounds and what half of them lie between; accuracy, and agreement
+    with fp32's answers, in percent of the judging photos; difference: the largest of one probability from fp32's.
     """
-    exact = next(variant for variant in variants if variant.name == FP32)
-    rows: list[Row] = [HEADER, *(_row(variant, exact) for variant in variants)]
+    rows: list[Row] = [HEADER, *map(_row, variants)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     reasons = [f"{variant.name} {variant.reason}" for variant in variants if variant.reason]
-    return "\n".join([*(_line(row, widths) for row in rows), *reasons])
+    photos = next(variant.score.photos for variant in variants if variant.score)
+    weight = f"accuracy is of {photos:,} photos: one is {100 / photos:.2g} points"
+    return "\n".join([*(_line(row, widths) for row in rows), *reasons, weight])
 
 
-def _row(variant: Variant, exact: Variant) -> Row:
-    score, speeds = variant.score, variant.photos_a_second
-    if score is None or speeds is None:
+def _row(variant: Variant) -> Row:
+    score, speed = variant.score, variant.speed
+    if score is None or speed is None:
         return (variant.name, f"{variant.megabytes:.1f}", *["-"] * (len(HEADER) - 3), "no")
+    low, high = speed.usual_gains
     return (
         variant.name,
         f"{variant.megabytes:.1f}",
-        *(f"{speeds[size]:.1f}" for size in BATCH_SIZES),
-        f"{exact.seconds_a_photo / variant.seconds_a_photo:.2f}",
+        *(f"{speed.photos_a_second[size]:.1f}" for size in BATCH_SIZES),
+        f"{speed.gain:.2f} ({low:.2f} to {high:.2f})",
         f"{100 * score.accuracy:.1f} %",
         f"{100 * score.agreement:.1f} %",
         f"{score.largest_difference:.2g}",

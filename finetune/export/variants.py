@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
-from statistics import median
 
 import numpy as np
 import onnx
@@ -15,14 +13,11 @@ from numpy.typing import NDArray
 
 from finetune.bundle import INPUT
 from finetune.errors import FinetuneError, nearest
+from finetune.export.timing import Speed, time_in_turns
 from finetune.preprocess import Pixels
 from finetune.runtime import Device, Session, open_session
 
-# One photo as it comes, and a batch of a busy server.
-BATCH_SIZES = (1, 8)
-# Of all variants in turn, so that what else the machine does troubles all alike; the first only warms up.
-ROUNDS = 11
-# A smaller gain in speed is noise.
+# A smaller gain in speed is not worth another file.
 WORTH = 1.05
 FP32 = "fp32"
 
@@ -31,26 +26,29 @@ Probabilities = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Score:
-    """Over the judging photos. accuracy and agreement, with the answers of fp32, are fractions of 1.
+    """Over `photos`. accuracy and agreement, with the answers of fp32, are fractions of 1; no number is never right.
 
-    largest_difference: of one probability from fp32's.
+    largest_difference: of one probability from fp32's; unanswered: how many photos have a probability that is no
+    number.
     """
 
+    photos: int
     accuracy: float
     agreement: float
     largest_difference: float
+    unanswered: int = 0
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One precision. photos_a_second: by batch size; score and it are None where the graph does not run here.
+    """One precision. speed and score are None where the graph does not run here.
 
     passes: whether it runs and holds the limit of lost accuracy; reason: why not, or an empty string.
     """
 
     name: str
     proto: onnx.ModelProto
-    photos_a_second: Mapping[int, float] | None
+    speed: Speed | None
     score: Score | None
     passes: bool
     reason: str
@@ -59,12 +57,6 @@ class Variant:
     def megabytes(self) -> float:
         size: int = self.proto.ByteSize()
         return size / 1e6
-
-    @property
-    def seconds_a_photo(self) -> float:
-        """The mean over batch sizes; infinite where it does not run."""
-        speeds = self.photos_a_second
-        return sum(1 / speed for speed in speeds.values()) / len(speeds) if speeds else float("inf")
 
 
 class Gate:
@@ -94,7 +86,9 @@ class Gate:
         return self.refusal(self.score(proto)) == ""
 
     def refusal(self, score: Score) -> str:
-        """Say by how much the accuracy lost exceeds the limit; an empty string if it does not."""
+        """Say by how much the accuracy lost exceeds the limit, or what has no answer; an empty string if it passes."""
+        if score.unanswered:
+            return f"answers {score.unanswered} of {score.photos} photos with no number"
         exact = self.score(self.fp32).accuracy
         lost = exact - score.accuracy
         # in photos, as fractions of floats are not exact
@@ -114,11 +108,14 @@ class Gate:
         return self._scores[key]
 
     def _compare(self, probabilities: Probabilities) -> Score:
+        answered = np.isfinite(probabilities).all(1)
         answers = probabilities.argmax(1)
         return Score(
-            accuracy=float((answers == self.targets).mean()),
-            agreement=float((answers == self._exact.argmax(1)).mean()),
+            photos=len(answers),
+            accuracy=float((answered & (answers == self.targets)).mean()),
+            agreement=float((answered & (answers == self._exact.argmax(1))).mean()),
             largest_difference=float(np.abs(probabilities - self._exact).max()),
+            unanswered=int((~answered).sum()),
         )
 
     @cached_property
@@ -139,7 +136,7 @@ def measure(graphs: Mapping[str, onnx.ModelProto], gate: Gate) -> tuple[Variant,
             sessions[name] = open_session(proto.SerializeToString(), gate.device)
         except Exception as error:  # onnxruntime raises its own types, by what is missing
             reasons[name] = f"does not run on this device: {str(error).strip().splitlines()[0]}"
-    speeds = _time_in_turns(sessions, next(iter(gate.photos())))
+    speeds = time_in_turns(sessions, next(iter(gate.photos())))
     return tuple(
         _judged(name, proto, speeds[name], gate)
         if name in sessions
@@ -148,41 +145,39 @@ def measure(graphs: Mapping[str, onnx.ModelProto], gate: Gate) -> tuple[Variant,
     )
 
 
-def _judged(name: str, proto: onnx.ModelProto, speeds: Mapping[int, float], gate: Gate) -> Variant:
+def _judged(name: str, proto: onnx.ModelProto, speed: Speed, gate: Gate) -> Variant:
     score = gate.score(proto)
     reason = gate.refusal(score)
-    return Variant(name, proto, speeds, score, passes=not reason, reason=reason)
-
-
-def _time_in_turns(sessions: Mapping[str, Session], photos: Pixels) -> dict[str, dict[int, float]]:
-    """Return photos a second by name and batch size, medians of ROUNDS."""
-    seconds: dict[tuple[str, int], list[float]] = {(name, size): [] for name in sessions for size in BATCH_SIZES}
-    for _ in range(ROUNDS):
-        for (name, size), times in seconds.items():
-            batch = np.resize(photos, (size, *photos.shape[1:]))
-            began = time.perf_counter()
-            sessions[name].ort.run(None, {INPUT: batch})
-            times.append(time.perf_counter() - began)
-    return {name: {size: size / median(seconds[name, size][1:]) for size in BATCH_SIZES} for name in sessions}
+    return Variant(name, proto, speed, score, passes=not reason, reason=reason)
 
 
 def choose(variants: Sequence[Variant], precision: str) -> tuple[Variant, str]:
     """Return the variant to publish, and why: the one asked for if it passes, else fp32; for "auto" the fastest.
+
+    "auto" wants a gain that is no noise: WORTH in three of four rounds. Why a variant does not pass stands in it.
 
     Raises FinetuneError for a precision that is none of the variants.
     """
     by_name = {variant.name: variant for variant in variants}
     exact = by_name[FP32]
     if precision == "auto":
-        fastest = min((v for v in variants if v.passes), key=lambda variant: variant.seconds_a_photo)
-        gain = exact.seconds_a_photo / fastest.seconds_a_photo
-        if gain < WORTH:
-            return exact, f"{FP32}: no other that passes is faster by {100 * (WORTH - 1):.0f} % or more"
-        return fastest, f"{fastest.name}: the fastest that passes, {gain:.2f} times as fast as {FP32}"
+        return _fastest(variants, exact)
     if precision not in by_name:
         known = [*by_name, "auto"]
         raise FinetuneError(f"precision={precision} is none of {', '.join(known)}{nearest(precision, known)}")
     asked = by_name[precision]
     if not asked.passes:
-        return exact, f"{precision} {asked.reason}; {FP32} is kept"
+        return exact, f"{precision} is not published; {FP32} is kept"
     return asked, f"{precision}: as asked"
+
+
+def _fastest(variants: Sequence[Variant], exact: Variant) -> tuple[Variant, str]:
+    speeds = {v.name: v.speed for v in variants if v.passes and v.speed}
+    faster = {name: speed for name, speed in speeds.items() if speed.usual_gains[0] > WORTH}
+    if not faster:
+        return exact, f"{FP32}: no other that passes is faster by {100 * (WORTH - 1):.0f} % in three of four rounds"
+    name = max(faster, key=lambda name: faster[name].gain)
+    fastest = next(variant for variant in variants if variant.name == name)
+    low, high = faster[name].usual_gains
+    gain = f"{faster[name].gain:.2f} times as fast as {FP32} ({low:.2f} to {high:.2f})"
+    return fastest, f"{name}: the fastest that passes, {gain}"

@@ -36,5 +36,20 @@ def test_what_loses_more_than_is_allowed_is_not_published(
 ) -> None:
     """The CPU has no kernels for bf16: asked for here, it is float32 that is published, and said."""
     assert run(["export", f"run={tiny_run}", f"output={tmp_path}", "name=tiny", "precision=bf16"]) == 0
-    assert "bf16 does not run on this device" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert said.count("bf16 does not run on this device") == 1
+    assert "bf16 is not published; fp32 is kept" in said
     assert open_bundle(tmp_path / "tiny").info.precision == "fp32"
+
+
+def test_auto_leaves_out_what_the_triton_of_a_manifest_cannot_open(
+    tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["export", f"run={tiny_run}", f"output={tmp_path}", "name=tiny", "precision=auto"]
+    assert run([*words, "kserve=s3://photos/models"]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines() if line.endswith(("yes", "no"))] == [
+        "fp32",
+        "fp16",
+        "mixed",
+        "int8",
+    ]
