@@ -64,7 +64,8 @@ class ModelCard(BaseModel):
 class BundleInfo(BaseModel):
     """`bundle.json`. parity: one entry a provider; files: the sha256 of every other file of the version, by name.
 
-    asked: the keys of `finetune export` that decide what is in the files; seal: digest of all the rest of this.
+    changes: what was done to the trained network, in words; asked: the keys of `finetune export` that decide what is in
+    the files, done or not; seal: digest of all the rest of this.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -72,6 +73,7 @@ class BundleInfo(BaseModel):
     schema_version: int
     model: ModelCard
     precision: Precision
+    changes: tuple[str, ...]
     parity: tuple[Parity, ...]
     asked: dict[str, str | float | int | bool | None]
     files: dict[str, str]
@@ -178,6 +180,7 @@ def _from_first(values: dict[str, Any]) -> dict[str, Any]:
         "schema_version": SCHEMA,
         "model": values["model"],
         "precision": "fp32",
+        "changes": [],
         "parity": [values["parity"]],
         "asked": {"precision": "fp32"},
         "files": {"model.onnx": values["sha256"]},

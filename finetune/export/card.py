@@ -53,6 +53,7 @@ def model_card(
         model=info.model,
         parity=info.parity,
         precision=info.precision,
+        changes=info.changes,
         result=result,
         splits=[split for split in SPLITS if result and result.photos.get(split)],
         counts=counts,

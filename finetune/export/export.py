@@ -72,7 +72,9 @@ def _fill(folder: Path, source: Source, asked: Asked, config: ExportConfig) -> t
     proto, raw_nodes = exported_graph(source.network, card.preprocessing.image_size)
     told = [f"{raw_nodes} nodes as torch exports them, {len(proto.graph.node)} after folding"]
     _write(proto, card, folder)
-    info = BundleInfo(schema_version=SCHEMA, model=card, precision="fp32", parity=(), asked=asked, files={}, seal="")
+    info = BundleInfo(
+        schema_version=SCHEMA, model=card, precision="fp32", changes=(), parity=(), asked=asked, files={}, seal=""
+    )
     trained = torch_probabilities(source.network, card.preprocessing, source.manifest.files(source.compared))
     compared = _agreeing(Bundle(folder, info), source, trained, config.parity_limit, config.device)
     expected, answer = trained, _in_torch(source)
@@ -85,7 +87,7 @@ def _fill(folder: Path, source: Source, asked: Asked, config: ExportConfig) -> t
             compared = _agreeing(Bundle(folder, info), source, trained, limit, config.device)
         if not reduced.exact:  # what it is to answer from now on is no longer what the trained network does
             expected, answer = compared[0].answers, compared[0].predictor.run
-        info = info.model_copy(update={"precision": reduced.precision})
+        info = info.model_copy(update={"precision": reduced.precision, "changes": reduced.changes})
     _write_golden(folder, source, expected, answer, config.golden)
     info = info.model_copy(update={"parity": tuple(each.parity for each in compared)})
     write_text(folder / "README.md", _readme(info, source.run))

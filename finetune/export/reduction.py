@@ -7,6 +7,7 @@ from functools import partial
 from typing import cast
 
 import onnx
+import onnxruntime
 
 from finetune.bundle import Precision
 from finetune.config import ExportConfig
@@ -21,11 +22,15 @@ from finetune.export.variants import Gate
 
 @dataclass(frozen=True)
 class Reduced:
-    """exact: whether its answers are still to be the trained network's within parity_limit; told: what was done."""
+    """exact: whether its answers are still to be the trained network's within parity_limit.
+
+    changes: what was done, for the model card; told: that too, and what was not done and why.
+    """
 
     proto: onnx.ModelProto
     precision: Precision
     exact: bool
+    changes: tuple[str, ...]
     told: tuple[str, ...]
 
 
@@ -34,6 +39,7 @@ def reduce(proto: onnx.ModelProto, source: Source, config: ExportConfig) -> Redu
     photos = partial(pixel_batches, source.manifest.files(source.judging), source.card.preprocessing)
     gate = Gate(proto, photos, source.targets(source.judging), config.device, config.max_accuracy_loss)
     told: list[str] = []
+    changes: list[str] = []
     precision: Precision = "fp32"
     now, exact = proto, True
     if config.prune is not None:
@@ -43,11 +49,14 @@ def reduce(proto: onnx.ModelProto, source: Source, config: ExportConfig) -> Redu
         told.append(_in_words(proto, pruned, config.prune, refusal))
         if pruned is not None and pruned.removed:
             now, exact = pruned.proto, not pruned.share
+            changes.append(f"{pruned.removed:,} of {pruned.before:,} filters removed")
     if config.precision != "fp32":
         chosen, why = choose_precision(now, source, config, gate)
         now, precision = chosen.proto, cast(Precision, chosen.name)
-        exact = exact and precision == "fp32"
         told.append(why)
+        if precision != "fp32":
+            exact = False
+            changes.append(f"computed in {precision}")
     if config.weights == "fp16":
         halved = store_as_half(now)
         refusal = gate.refusal(gate.score(halved))
@@ -55,9 +64,11 @@ def reduce(proto: onnx.ModelProto, source: Source, config: ExportConfig) -> Redu
         told.append(f"weights stay fp32: weights=fp16 {refusal}" if refusal else f"weights stored as fp16: {sizes}")
         if not refusal:
             now, exact = halved, False
+            changes.append("weights stored as fp16")
     if config.optimised:
         now = optimise_ahead(now)
-    return Reduced(now, precision, exact, tuple(told))
+        changes.append(f"optimised for CPUs by onnxruntime {onnxruntime.__version__}")
+    return Reduced(now, precision, exact, tuple(changes), tuple(told))
 
 
 def _in_words(proto: onnx.ModelProto, pruned: Pruned | None, asked: float, refusal: str) -> str:

@@ -69,6 +69,9 @@ def test_channels_that_do_nothing_go_and_the_limit_is_kept(
     bundle = export(tiny_run, tmp_path, "prune=0")
     assert "\npruned: " in capsys.readouterr().out
     assert bundle.info.parity[0].limit == 1e-4
+    (change,) = bundle.info.changes
+    assert re.fullmatch(r"[\d,]+ of [\d,]+ filters removed", change)
+    assert f"After training it was changed: {change}." in (bundle.folder / "README.md").read_text()
 
 
 def test_a_manifest_for_kserve_lies_beside_it_by_option(tiny_run: Path, tmp_path: Path) -> None:
