@@ -111,7 +111,13 @@ def _read_labels(file: Path) -> tuple[str, ...]:
 def _load(file: Path, backbone: str, classes: int, image_size: int | None) -> tuple[nn.Module, dict[str, Any]]:
     """Return the network with all its weights, and how timm prepares photos for it."""
     options: dict[str, Any] = {} if image_size is None or takes_any_size(backbone) else {"img_size": image_size}
-    network: Any = timm.create_model(backbone, num_classes=classes, **options)
+    try:
+        network: Any = timm.create_model(backbone, num_classes=classes, **options)
+        if image_size is not None:
+            network.eval()(torch.zeros(1, network.default_cfg["input_size"][0], image_size, image_size))
+    except (AssertionError, RuntimeError, ValueError) as error:  # by what does not go into windows or patches
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else "it is too small or no multiple"
+        raise FinetuneError(f"checkpoint.image_size={image_size}: {backbone} does not take it: {reason}") from None
     state, expected = read_weights_file(file, "checkpoint.file"), network.state_dict()
     misfit = _misfit(state, expected)
     if misfit:

@@ -152,3 +152,10 @@ def test_labels_that_cannot_be_are_refused(
     file.write_bytes(content if isinstance(content, bytes) else content.encode())
     assert run([f"checkpoint.labels={file}" if "labels=" in word else word for word in words]) == 2
     assert reason in capsys.readouterr().err
+
+
+def test_a_size_that_the_architecture_cannot_take_is_refused_by_its_key(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run([*words, "checkpoint.backbone=test_vit", "checkpoint.image_size=40"]) == 2
+    assert "checkpoint.image_size=40: test_vit does not take it: " in capsys.readouterr().err
