@@ -51,6 +51,7 @@ def lean(proto: onnx.ModelProto) -> onnx.ModelProto:
         passes.LiftSubgraphInitializersToMainGraphPass(),
     )(model)
     RewriteRuleSet([_NeutralGather().rule(), _ScaleIntoConv().rule()]).apply_to_model(model)  # type: ignore[no-untyped-call]
+    _keep_pads_before_pools(model)
     ir.passes.Sequential(
         fold,
         passes.RemoveUnusedNodesPass(),
@@ -60,6 +61,26 @@ def lean(proto: onnx.ModelProto) -> onnx.ModelProto:
         passes.NameFixPass(),
     )(model)
     return ir.to_proto(model)
+
+
+def _keep_pads_before_pools(model: ir.Model) -> None:
+    """Name the axes that are padded before a pool, which keeps onnxruntime from padding in the pool instead.
+
+    It would add to a pool's own padding, which is no zeros but nothing at all: where all values beside it are negative,
+    the largest would be one of them, and a mean would be of fewer.
+    """
+    for node in model.graph:
+        readers = [reader for value in node.outputs for reader, _ in value.uses()]
+        if node.op_type != "Pad" or not any(reader.op_type in ("MaxPool", "AveragePool") for reader in readers):
+            continue
+        pads = node.inputs[1]
+        assert pads is not None
+        if len(node.inputs) < 4 and pads.const_value is not None:
+            rank = constant(pads).size // 2
+            axes = ir.val(f"axes_of_rank_{rank}", const_value=ir.tensor(np.arange(rank)))
+            model.graph.initializers[f"axes_of_rank_{rank}"] = axes
+            node.resize_inputs(4)
+            node.replace_input_with(3, axes)
 
 
 def fold_batch_norm(proto: onnx.ModelProto) -> onnx.ModelProto:

@@ -2,11 +2,12 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
+import onnx.parser
 import pytest
 from onnx import helper, numpy_helper
 
 from finetune.errors import FinetuneError
-from finetune.export.folding import fold_batch_norm
+from finetune.export.folding import fold_batch_norm, lean
 from finetune.runtime import open_session
 from tests.export.networks import NETWORKS, answers, graph_of, operators, raw_graph_of
 
@@ -40,6 +41,26 @@ def test_photos_are_not_divided_but_the_first_weights(name: str) -> None:
     raw, lean_graph = (operators(graph) for graph in (raw_graph_of(name), graph_of(name)))
     assert raw.count("Div") == lean_graph.count("Div") + 1
     assert "Div" not in lean_graph[: lean_graph.index("Conv")]
+
+
+@pytest.mark.parametrize("pool", ["MaxPool", "AveragePool"])
+def test_zeros_beside_a_pool_stay_zeros(pool: str) -> None:
+    """onnxruntime pads in the pool otherwise, where nothing is beside a photo."""
+    proto = onnx.parser.parse_model(f"""
+        <ir_version: 10, opset_import: ["" : 20]>
+        pooled (float[photos, 2, 3, 3] images) => (float[photos, 2, 3, 3] probabilities)
+        <int64[8] pads = {{0, 0, 0, 0, 0, 0, 1, 1}}, float zero = {{0.0}}>
+        {{
+            padded = Pad(images, pads, zero)
+            probabilities = {pool} <kernel_shape = [2, 2], strides = [1, 1], pads = [0, 0, 0, 0]> (padded)
+        }}
+    """)
+    photos = -1 - np.random.default_rng(0).random((2, 2, 3, 3), dtype=np.float32)
+    padded = np.pad(photos, ((0, 0), (0, 0), (0, 1), (0, 1)))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (2, 2), (2, 3))
+    wanted = windows.max((4, 5)) if pool == "MaxPool" else windows.mean((4, 5))
+    (found,) = open_session(lean(proto).SerializeToString(), "cpu").ort.run(None, {"images": photos})
+    np.testing.assert_allclose(found, wanted, rtol=1e-6)
 
 
 def _normed(layer: str, second_reader: bool = False, constant_statistics: bool = True) -> onnx.ModelProto:
