@@ -17,7 +17,6 @@ from finetune.parallel import ordered_map
 from finetune.preprocess import Preprocessing, Readable, load_pixels
 from finetune.progress import track
 from finetune.runtime import open_session
-from finetune.serving.predictor import Predictor
 
 # On a CPU the activations of a few photos stay in the cache: larger batches are slower.
 CPU_BATCH, GPU_BATCH = 4, 64
@@ -69,12 +68,3 @@ def answer_with_torch(classifier: Scorer, preprocessing: Preprocessing, files: S
     """Return calibrated probabilities (N, classes) of the trained model."""
     logits = score_with_torch(classifier, preprocessing, files)
     return torch.softmax(logits / classifier.temperature.cpu(), dim=1).numpy()
-
-
-def answer_with_onnx(predictor: Predictor, files: Sequence[Readable]) -> Probabilities:
-    """Return probabilities (N, classes) of an exported model, through the code that serves it."""
-    pixels = track(ordered_map(predictor.load, files), "scoring photos", total=len(files))
-    answers = []
-    while batch := list(islice(pixels, predictor.batch_size)):
-        answers.append(predictor.run(np.stack(batch)))
-    return np.concatenate(answers)

@@ -15,7 +15,7 @@ from finetune.data.audit import SPLITS, read_labelled
 from finetune.data.manifest import Manifest, Photo
 from finetune.data.splits import Split
 from finetune.errors import FinetuneError, nearest
-from finetune.evaluation.scoring import Probabilities, answer_with_onnx, answer_with_torch
+from finetune.evaluation.scoring import Probabilities, answer_with_torch
 from finetune.preprocess import Readable
 from finetune.run import FinishedRun
 from finetune.runtime import Device
@@ -91,7 +91,7 @@ def _of_bundle(bundle: Bundle, place: Path, device: Device, engine_cache: Path |
         classes=card.labels,
         preprocessing=card.preprocessing.in_words(),
         device=predictor.session.provider,
-        answer=lambda files: answer_with_onnx(predictor, files),
+        answer=lambda files: predictor.answer(files, "scoring photos"),
     )
 
 

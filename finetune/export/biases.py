@@ -6,35 +6,20 @@ from collections.abc import Iterable
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 
-from finetune.bundle import INPUT
+from finetune.export.activations import Numbers, measure_activity
 from finetune.export.qdq import Array, QuantisedGraph, attribute
 from finetune.preprocess import Pixels
-from finetune.runtime import open_session
 
-Means = dict[str, NDArray[np.float32]]
+Means = dict[str, Numbers]
 
 
 def input_means(proto: onnx.ModelProto, batches: Iterable[Pixels]) -> Means:
     """Return the mean of each channel that convolutions and linear layers read, (channels,), by the input's name."""
-    measuring = onnx.ModelProto()
-    measuring.CopyFrom(proto)
-    graph = measuring.graph
-    ranks = {tensor.name: len(tensor.dims) for tensor in graph.initializer}
-    layers = [node for node in graph.node if node.op_type in ("Conv", "Gemm") and node.input[1] in ranks]
-    inputs = {layer.input[0]: ranks[layer.input[1]] for layer in layers}
-    del graph.output[:]
-    for name, rank in inputs.items():
-        mean = f"mean of {name}"
-        others = np.array([axis for axis in range(rank) if axis != 1])
-        graph.initializer.append(onnx.numpy_helper.from_array(others, f"axes of {mean}"))
-        graph.node.append(onnx.helper.make_node("ReduceMean", [name, f"axes of {mean}"], [mean], mean, keepdims=0))
-        graph.output.append(onnx.ValueInfoProto(name=mean))
-    session = open_session(measuring.SerializeToString(), "cpu").ort
-    found = [([len(batch) * mean for mean in session.run(None, {INPUT: batch})], len(batch)) for batch in batches]
-    photos = sum(count for _, count in found)
-    return {name: sum(sums[place] for sums, _ in found) / photos for place, name in enumerate(inputs)}
+    ranks = {tensor.name: len(tensor.dims) for tensor in proto.graph.initializer}
+    layers = [node for node in proto.graph.node if node.op_type in ("Conv", "Gemm") and node.input[1] in ranks]
+    values = {layer.input[0]: (1, ranks[layer.input[1]]) for layer in layers}
+    return {name: activity.mean for name, activity in measure_activity(proto, values, batches).items()}
 
 
 def correct_biases(quantised: QuantisedGraph, exact: onnx.ModelProto, means: Means) -> None:

@@ -114,7 +114,8 @@ def _load(file: Path, backbone: str, classes: int, image_size: int | None) -> tu
     try:
         network: Any = timm.create_model(backbone, num_classes=classes, **options)
         if image_size is not None:
-            network.eval()(torch.zeros(1, network.default_cfg["input_size"][0], image_size, image_size))
+            with torch.no_grad():
+                network.eval()(torch.zeros(1, network.default_cfg["input_size"][0], image_size, image_size))
     except (AssertionError, RuntimeError, ValueError) as error:  # by what does not go into windows or patches
         reason = str(error).strip().splitlines()[0] if str(error).strip() else "it is too small or no multiple"
         raise FinetuneError(f"checkpoint.image_size={image_size}: {backbone} does not take it: {reason}") from None

@@ -34,8 +34,8 @@ def read_bytes(quantised: QuantisedGraph) -> None:
     """
     for rounding in [node for node in quantised.nodes if node.op_type == QUANTISE]:
         normalised = _normalised(quantised, rounding)
-        restoring = quantised.readers[rounding.output[0]]
-        layers = [layer for node in restoring for layer in quantised.readers[node.output[0]]]
+        restoring = quantised.readers(rounding.output[0])
+        layers = [layer for node in restoring for layer in quantised.readers(node.output[0])]
         if normalised is None or not all(map(quantised.is_in_int8, layers)):
             continue
         zero_point = np.asarray(np.round(normalised.mean.mean()), np.uint8)

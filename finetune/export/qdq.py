@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from typing import Any
 
 import numpy as np
@@ -26,13 +25,12 @@ class QuantisedGraph:
         self.proto, self.nodes = proto, list(proto.graph.node)
         self.tensors = {tensor.name: tensor for tensor in proto.graph.initializer}
         self.makers = {name: node for node in self.nodes for name in node.output}
-        self.readers: dict[str, list[onnx.NodeProto]] = defaultdict(list)
-        for node in self.nodes:
-            for name in node.input:
-                self.readers[name].append(node)
 
     def array(self, name: str) -> Array:
         return numpy_helper.to_array(self.tensors[name])
+
+    def readers(self, name: str) -> list[onnx.NodeProto]:
+        return [node for node in self.nodes if name in node.input]
 
     def restoring(self, layer: onnx.NodeProto, position: int) -> onnx.NodeProto | None:
         """Return the node that restores an input of a layer from 8 bits; None where it was never rounded."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,7 @@ from finetune.parallel import ordered_map
 from finetune.preprocess import Pixels, load_pixels
 from finetune.progress import track
 from finetune.runtime import Device
-from finetune.serving.predictor import Predictor, on_each_provider
+from finetune.serving.predictor import on_each_provider
 from finetune.stores import File, StoredFile, TableStore, open_store
 
 # By how much a probability of a file in reduced precision may differ from what that file answered at its export: such
@@ -43,7 +42,7 @@ def verify(path: Path, root: str | None, device: Device) -> str:
     failures: list[str] = []
     for predictor in on_each_provider(bundle, device):
         for what, files, wanted in _to_compare(bundle, golden, known):
-            found = _answers(predictor, files, f"asking on {predictor.session.provider}")
+            found = predictor.answer(files, f"asking on {predictor.session.provider}")
             line, failed = _judge(wanted, found, parity_limit(bundle) or REDUCED_LIMIT)
             lines.append(f"{what} on {predictor.session.provider}: {line}")
             failures += [lines[-1]] if failed else []
@@ -102,14 +101,6 @@ def _known_photos(bundle: Bundle, root: str) -> Compared:
         )
     what = f"{len(known)} of the {len(files)} files in {root}, which are known,"
     return what, [files[place] for place in known], np.stack(list(known.values()))
-
-
-def _answers(predictor: Predictor, files: Sequence[Path | StoredFile], what: str) -> Probabilities:
-    pixels = track(ordered_map(predictor.load, files), what, total=len(files))
-    rows = []
-    while batch := list(islice(pixels, predictor.batch_size)):
-        rows.append(predictor.run(np.stack(batch)))
-    return np.concatenate(rows)
 
 
 def _judge(wanted: Probabilities, found: Probabilities, limit: float) -> tuple[str, bool]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +11,9 @@ from numpy.typing import NDArray
 from pydantic import BaseModel
 
 from finetune.bundle import INPUT, OUTPUT, Bundle
+from finetune.parallel import ordered_map
 from finetune.preprocess import Pixels, Preprocessing, Readable, load_pixels
+from finetune.progress import track
 from finetune.providers import TENSORRT_BATCH
 from finetune.runtime import Device, open_session
 
@@ -68,6 +72,14 @@ class Predictor:
         (probabilities,) = self.session.ort.run([OUTPUT], {INPUT: images})
         answers: NDArray[np.float32] = probabilities
         return answers
+
+    def answer(self, files: Sequence[Readable], what: str) -> NDArray[np.float32]:
+        """Return probabilities (N, classes) of photos in order; what: said of it while it goes on."""
+        pixels = track(ordered_map(self.load, files), what, total=len(files))
+        rows = []
+        while batch := list(islice(pixels, self.batch_size)):
+            rows.append(self.run(np.stack(batch)))
+        return np.concatenate(rows)
 
     def explain(self, probabilities: NDArray[np.float32], top: int) -> Prediction:
         """probabilities: (classes,) of one photo; returns its `top` most probable classes by name."""

@@ -159,3 +159,14 @@ def test_a_size_that_the_architecture_cannot_take_is_refused_by_its_key(
 ) -> None:
     assert run([*words, "checkpoint.backbone=test_vit", "checkpoint.image_size=40"]) == 2
     assert "checkpoint.image_size=40: test_vit does not take it: " in capsys.readouterr().err
+
+
+def test_other_labels_make_another_version(words: list[str], checkpoint: Path, tmp_path: Path) -> None:
+    labels = tmp_path / "labels.txt"
+    again = [*words, f"output={tmp_path / 'models'}", f"checkpoint.labels={labels}", "name=net"]
+    for names in (LABELS, tuple(reversed(LABELS))):
+        labels.write_text("".join(f"{name}\n" for name in names))
+        assert run(again) == 0
+    bundle = open_bundle(tmp_path / "models" / "net")
+    assert (bundle.version, bundle.info.model.labels) == ("2", tuple(reversed(LABELS)))
+    assert (tmp_path / "models" / "net" / "labels.txt").read_text() == labels.read_text()
