@@ -188,20 +188,23 @@ def _from_first(values: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def find_bundles(repository: Path) -> list[Bundle]:
-    """Open the newest version of every model in a repository; `repository` may also be one model's folder."""
+def bundle_folders(repository: Path) -> list[Path]:
+    """Return the folders of a repository's models; `repository` may also be one model's folder.
+
+    Raises FinetuneError where there is none.
+    """
     if not repository.is_dir():
         beside = [path.name for path in repository.parent.iterdir()] if repository.parent.is_dir() else []
         raise FinetuneError(f"models={repository}: no such folder{nearest(repository.name, beside)}")
     if versions_of(repository):
-        return [open_bundle(repository)]
+        return [repository]
     folders = sorted(path for path in repository.iterdir() if path.is_dir() and versions_of(path))
     if not folders:
         raise FinetuneError(
             f"models={repository} holds no bundle (NAME/1/bundle.json); make one: "
             f"finetune export run=RUN output={repository}"
         )
-    return [open_bundle(folder) for folder in folders]
+    return folders
 
 
 def _newest_version(model: Path) -> Path:

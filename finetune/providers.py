@@ -39,6 +39,12 @@ TENSORRT_LIBRARY = "nvinfer_10.dll" if sys.platform == "win32" else "libnvinfer.
 TENSORRT_BATCH = 32
 
 
+def cuda(memory_mb: int | None) -> Entry:
+    """Return CUDA; memory_mb: the most that its arena may take of the GPU, None for all there is."""
+    name, options = CUDA
+    return name, options if memory_mb is None else {**options, "gpu_mem_limit": str(memory_mb * 2**20)}
+
+
 def tensorrt(name: str, shape: Sequence[int], folder: Path) -> Entry:
     """Return TensorRT with its engines kept in `folder`; name, shape: of the model's input, without the batch.
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from finetune.errors import FinetuneError
 from finetune.files import sha256
 from finetune.parallel import usable_cores
-from finetune.providers import CPU, CUDA, Entry, Provider, engine_folder, obstacle_to, openvino, tensorrt
+from finetune.providers import CPU, CUDA, Entry, Provider, cuda, engine_folder, obstacle_to, openvino, tensorrt
 
 # after finetune.providers, which switches its telemetry off
 import onnxruntime as ort  # isort: skip
@@ -27,24 +27,31 @@ class Session:
     why: str
 
 
-def open_session(model: Path | bytes, device: Device, threads: int | None = None, cache: Path | None = None) -> Session:
+def open_session(
+    model: Path | bytes,
+    device: Device,
+    threads: int | None = None,
+    cache: Path | None = None,
+    gpu_memory_mb: int | None = None,
+) -> Session:
     """Open a single-file ONNX model on a device.
 
     Only "auto" may choose, and takes CUDA or else the CPU; a named device raises FinetuneError where it cannot be used.
     threads: on the CPU; None takes the cores this process may use. cache: folder for the engines that
-    "tensorrt" compiles, minutes the first time; None takes the user's cache.
+    "tensorrt" compiles, minutes the first time; None takes the user's cache. gpu_memory_mb: the most that
+    CUDA may take.
     """
     match device:
         case "cpu":
             return _on_cpu(model, threads, "device=cpu")
         case "tensorrt":
-            return _on_tensorrt(model, cache)
+            return _on_tensorrt(model, cache, gpu_memory_mb)
         case "openvino":
             return _on_openvino(model, threads)
     obstacle = obstacle_to("cuda")
     if obstacle is None:
         try:
-            return Session(_open_on(model, [CUDA, CPU], _options()), "cuda", "CUDA works")
+            return Session(_open_on(model, [cuda(gpu_memory_mb), CPU], _options()), "cuda", "CUDA works")
         except Exception as error:  # onnxruntime raises its own types and RuntimeError, by the failing layer
             obstacle = _first_line(error)
     if device == "cuda":
@@ -58,13 +65,13 @@ def _on_cpu(model: Path | bytes, threads: int | None, why: str) -> Session:
     return Session(ort.InferenceSession(_source(model), options, providers=[CPU]), "cpu", why)
 
 
-def _on_tensorrt(model: Path | bytes, cache: Path | None) -> Session:
+def _on_tensorrt(model: Path | bytes, cache: Path | None, gpu_memory_mb: int | None) -> Session:
     _require("tensorrt")
     folder = engine_folder(cache, _sha256(model))
     name, shape = _input(model)
     try:
         # TensorRT leaves what it cannot compile to CUDA, on the same GPU
-        session = _open_on(model, [tensorrt(name, shape, folder), CUDA, CPU], _options())
+        session = _open_on(model, [tensorrt(name, shape, folder), cuda(gpu_memory_mb), CPU], _options())
     except Exception as error:
         raise _refusal("tensorrt", _first_line(error)) from None
     return Session(session, "tensorrt", f"engines in {folder}")
@@ -85,12 +92,13 @@ def _on_openvino(model: Path | bytes, threads: int | None) -> Session:
 def _open_on(model: Path | bytes, entries: list[Entry], options: Any) -> Any:
     """Open a session whose first provider is the first entry; raises where onnxruntime went on without it."""
     wanted = entries[0][0]
-    if CUDA in entries:
+    on_nvidia = any(name == CUDA[0] for name, _ in entries)
+    if on_nvidia:
         ort.preload_dlls()
     # without enable_fallback=0 a failing run would go on, slowly and in silence, on the CPU
     session = ort.InferenceSession(_source(model), options, providers=entries, enable_fallback=0)
     if session.get_providers()[0] != wanted:
-        needs = "driver, CUDA 13, cuDNN or TensorRT 10" if CUDA in entries else "the OpenVINO runtime"
+        needs = "driver, CUDA 13, cuDNN or TensorRT 10" if on_nvidia else "the OpenVINO runtime"
         raise FinetuneError(f"onnxruntime could not load the libraries of its {wanted} ({needs} is missing)")
     return session
 

@@ -14,11 +14,11 @@ from finetune.config.commands import (
     ModelName,
     ModelsConfig,
     PredictConfig,
-    ServeConfig,
     TrainConfig,
 )
 from finetune.config.head import HeadConfig
 from finetune.config.photos import DataConfig, SourceConfig
+from finetune.config.serving import BatchConfig, LimitsConfig, ServeConfig
 from finetune.config.training import (
     FreezeConfig,
     ImbalanceConfig,
@@ -32,6 +32,7 @@ from finetune.config.training import (
 
 __all__ = [
     "AugmentConfig",
+    "BatchConfig",
     "CheckConfig",
     "DataConfig",
     "EvaluateConfig",
@@ -39,6 +40,7 @@ __all__ = [
     "FreezeConfig",
     "HeadConfig",
     "ImbalanceConfig",
+    "LimitsConfig",
     "LoggerConfig",
     "ModelConfig",
     "ModelName",

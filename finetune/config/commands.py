@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, PrivateAttr, field_validator, model_validator
 
 from finetune.config.augment import AugmentConfig
+from finetune.config.devices import Device, EngineCache
 from finetune.config.head import HeadConfig
 from finetune.config.photos import DataConfig, Fit, SidePx, SourceConfig
 from finetune.config.rates import scale_learning_rate
@@ -24,13 +25,8 @@ from finetune.config.training import (
 )
 from finetune.schema import Address, Fraction, Place, Section, as_text
 
-Device = Literal["auto", "cpu", "cuda", "tensorrt", "openvino"]
 # As a folder and in an address, on every platform that serves models.
 ModelName = Annotated[str, BeforeValidator(as_text), Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
-EngineCache = Annotated[
-    Place | None,
-    Field(description="folder for what tensorrt compiles once a model; null: in the user's cache"),
-]
 
 
 class TrainConfig(Section):
@@ -233,22 +229,6 @@ class PredictConfig(Section):
     batch_size: Annotated[int, Field(ge=1, le=256)] = Field(description="photos per model call; tensorrt: at most 32")
     device: Device = Field(description="auto: cuda if it works, else cpu; any other: that or refuse")
     engine_cache: EngineCache
-
-
-class ServeConfig(Section):
-    """Serve every bundle of a model repository over HTTP."""
-
-    models: Place = Field(description="model repository, or the folder of one model")
-    host: str = Field(description="address to listen on; 0.0.0.0 for every interface")
-    port: Annotated[int, Field(ge=0, le=65535)] = Field(description="port to listen on; 0 takes a free one")
-    device: Device = Field(description="auto: cuda if it works, else cpu; any other: that or refuse")
-    engine_cache: EngineCache
-    threads: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
-        description="processor threads per model; auto: cores"
-    )
-    max_body_mb: Annotated[float, Field(gt=0)] = Field(description="largest request body in MB; above it 413")
-    max_photos: Annotated[int, Field(ge=1)] = Field(description="most photos in one request; above it 413")
-    grace_s: Annotated[int, Field(ge=1)] = Field(description="seconds that running requests get after SIGTERM")
 
 
 class ModelsConfig(Section):

@@ -20,6 +20,8 @@ from finetune.runtime import Device, open_session
 # Photos that run at once. On a CPU the activations of a few stay in its cache, and a request of many photos costs no
 # more memory than a request of few and lets others run in between.
 CPU_BATCH, GPU_BATCH = 4, TENSORRT_BATCH
+# What a GPU runs: cuDNN looks for its algorithms anew at every number of photos that it has not seen.
+GPU_BATCHES = (1, 2, 4, 8, 16, GPU_BATCH)
 
 
 class Score(BaseModel):
@@ -48,19 +50,25 @@ class Predictor:
         device: Device = "auto",
         threads: int | None = None,
         engine_cache: Path | None = None,
+        gpu_memory_mb: int | None = None,
     ) -> None:
         self.labels, self.preprocessing = labels, preprocessing
-        self.session = open_session(model, device, threads, engine_cache)
+        self.session = open_session(model, device, threads, engine_cache, gpu_memory_mb)
+        self.on_gpu = self.session.provider in ("cuda", "tensorrt")
 
     @property
     def batch_size(self) -> int:
         """How many photos should be given to `run` at most."""
-        return GPU_BATCH if self.session.provider in ("cuda", "tensorrt") else CPU_BATCH
+        return GPU_BATCH if self.on_gpu else CPU_BATCH
 
-    def warm_up(self) -> None:
-        """Run blank photos through the model on its device; raises where the device cannot do it after all."""
-        size = self.preprocessing.image_size
-        for photos in (1, self.batch_size):
+    def warm_up(self, most: int | None = None) -> None:
+        """Run blank photos through the model on its device; raises where the device cannot do it after all.
+
+        most: photos that `run` will be given at most, `batch_size` by default; a GPU sees every number it will run.
+        """
+        size, most = self.preprocessing.image_size, most or self.batch_size
+        between = [photos for photos in GPU_BATCHES if 1 < photos < most] if self.on_gpu else []
+        for photos in (1, *between, most):
             self.run(np.zeros((photos, size, size, 3), dtype=np.uint8))
 
     def load(self, file: Readable) -> Pixels:
@@ -69,9 +77,12 @@ class Predictor:
 
     def run(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """images: (N, image_size, image_size, 3) uint8 RGB; returns probabilities (N, classes)."""
+        photos = len(images)
+        if self.on_gpu:
+            images = _fill_up(images)
         (probabilities,) = self.session.ort.run([OUTPUT], {INPUT: images})
         answers: NDArray[np.float32] = probabilities
-        return answers
+        return answers[:photos]
 
     def answer(self, files: Sequence[Readable], what: str) -> NDArray[np.float32]:
         """Return probabilities (N, classes) of photos in order; what: said of it while it goes on."""
@@ -89,11 +100,21 @@ class Predictor:
 
 
 def open_predictor(
-    bundle: Bundle, device: Device, threads: int | None = None, engine_cache: Path | None = None
+    bundle: Bundle,
+    device: Device,
+    threads: int | None = None,
+    engine_cache: Path | None = None,
+    gpu_memory_mb: int | None = None,
 ) -> Predictor:
     """Open a bundle's model on a device."""
     card = bundle.info.model
-    return Predictor(bundle.model, card.labels, card.preprocessing, device, threads, engine_cache)
+    return Predictor(bundle.model, card.labels, card.preprocessing, device, threads, engine_cache, gpu_memory_mb)
+
+
+def _fill_up(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Add blank photos up to the next number that a GPU runs; more than the largest is left as it is."""
+    wanted = next((photos for photos in GPU_BATCHES if photos >= len(images)), len(images))
+    return np.concatenate([images, np.zeros((wanted - len(images), *images.shape[1:]), np.uint8)])
 
 
 def on_each_provider(bundle: Bundle, device: Device) -> list[Predictor]:

@@ -2,52 +2,140 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
+import os
 import socket
+import ssl
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import FrameType
+from typing import Literal, NamedTuple
 
 import uvicorn
+from fastapi import FastAPI
 
-from finetune.bundle import find_bundles
 from finetune.config import ServeConfig
 from finetune.errors import FinetuneError
+from finetune.parallel import usable_cores
+from finetune.serving import logs
 from finetune.serving.app import create_app
-from finetune.serving.served import Served
+from finetune.serving.connection import connection_type
+from finetune.serving.keys import read_keys
+from finetune.serving.live import LiveModel, open_live
+from finetune.serving.metrics import Metrics
+from finetune.serving.repository import Repository
+from finetune.serving.routes import Target
 
 log = logging.getLogger(__name__)
 
 
 def main(config: ServeConfig) -> str:
-    """Serve until SIGTERM or Ctrl-C; running requests are finished first."""
-    bundles = find_bundles(config.models)
+    """Serve until SIGTERM or Ctrl-C; what is asked by then is answered first. A second signal ends it at once."""
+    logs.set_up(_form(config.logs))
     failures: list[Exception] = []
 
     def stop(failure: Exception) -> None:
         failures.append(failure)
         server.should_exit = True
 
-    threads = None if config.threads == "auto" else config.threads
-    served = Served(bundles, config.device, threads, stop, config.engine_cache)
-    app = create_app(served, config.max_body_mb, config.max_photos)
-    server = uvicorn.Server(
-        uvicorn.Config(
-            app,
-            log_level="warning",
-            timeout_graceful_shutdown=config.grace_s,
-            server_header=False,
-            lifespan="on",
-        )
-    )
+    service = assemble(config, stop)
+    server = Server(_uvicorn_config(config, service.app), service.repository, config.drain_s)
     with _listen(config.host, config.port) as listener:
         host, port = listener.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
-        log.info("serving %s at http://%s:%d", ", ".join(bundle.name for bundle in bundles), shown, port)
+        scheme = "https" if config.tls_cert else "http"
+        log.info("serving %s at %s://%s:%d", config.models, scheme, shown, port)
         # uvicorn raises the signal again after its orderly shutdown
         with contextlib.suppress(KeyboardInterrupt):
             server.run(sockets=[listener])
     if failures:
         raise failures[0]
     return "stopped"
+
+
+class Service(NamedTuple):
+    """An application, and what it answers from."""
+
+    app: FastAPI
+    repository: Repository
+    metrics: Metrics
+
+
+def assemble(config: ServeConfig, on_failure: Callable[[Exception], None]) -> Service:
+    """Build what answers requests, apart from connections and signals; nothing is opened before the application starts.
+
+    on_failure: told what keeps the models from being opened. Raises FinetuneError for a repository or keys that cannot
+    be used.
+    """
+    metrics = Metrics()
+    decoding = ThreadPoolExecutor(usable_cores(), "decode")
+
+    def open_model(folder: Path, target: Target) -> LiveModel:
+        return open_live(folder, target, config, decoding, metrics)
+
+    repository = Repository(config, open_model, metrics)
+    app = create_app(config, repository, metrics, read_keys(config.keys), decoding, on_failure)
+    return Service(app, repository, metrics)
+
+
+class Server(uvicorn.Server):
+    """Says first that it is not ready, for balancers to send nobody here any more, and only then takes no requests."""
+
+    def __init__(self, config: uvicorn.Config, repository: Repository, drain_s: float) -> None:
+        super().__init__(config)
+        self._repository, self._drain_s = repository, drain_s
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self._captured_signals:
+            log.warning("a second signal: ending at once")
+            logging.shutdown()
+            os._exit(128 + sig)
+        self._captured_signals.append(sig)
+        self._repository.drain()
+        # a signal's handler runs between two lines of anything; the loop is told, and looks when it can
+        self._loop.call_soon_threadsafe(self._end_after_draining)
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        self._loop = asyncio.get_running_loop()
+        await super().serve(sockets)
+
+    def _end_after_draining(self) -> None:
+        self._loop.call_later(self._drain_s, setattr, self, "should_exit", True)
+
+
+def _uvicorn_config(config: ServeConfig, app: object) -> uvicorn.Config:
+    limits = config.limits
+    try:
+        loaded = uvicorn.Config(
+            app,  # type: ignore[arg-type]
+            http=connection_type(limits.header_s, limits.connections),
+            ws="none",
+            log_config=None,
+            access_log=False,
+            timeout_keep_alive=int(limits.idle_s),
+            timeout_graceful_shutdown=config.grace_s,
+            server_header=False,
+            proxy_headers=False,
+            lifespan="on",
+            ssl_certfile=config.tls_cert,
+            ssl_keyfile=config.tls_key,
+        )
+        loaded.load()
+    except (OSError, ssl.SSLError) as error:
+        raise FinetuneError(
+            f"tls_cert={config.tls_cert} and tls_key={config.tls_key} cannot be used: {error}"
+        ) from None
+    return loaded
+
+
+def _form(asked: Literal["auto", "text", "json"]) -> Literal["text", "json"]:
+    if asked == "auto":
+        return "text" if sys.stderr.isatty() else "json"
+    return asked
 
 
 def _listen(host: str, port: int) -> socket.socket:

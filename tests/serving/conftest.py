@@ -9,9 +9,15 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
+import yaml
+
+from finetune.cli import conf_dir
+from finetune.config import ServeConfig
+from finetune.serving.serve import Service, assemble
 
 READY_WITHIN_S = 60
 
@@ -24,6 +30,25 @@ class Server:
 
 
 Start = Callable[..., Server]
+
+
+def serve_config(models: Path, **changed: Any) -> ServeConfig:
+    """Return conf/serve.yaml as it stands, but for what is changed: `limits={"photos": 3}` leaves the other limits."""
+    values = yaml.safe_load((conf_dir() / "serve.yaml").read_text())
+    del values["defaults"]
+    values |= {"models": str(models), "device": "cpu", "threads": 1}
+    for key, value in changed.items():
+        values[key] = {**values[key], **value} if isinstance(value, dict) else value
+    return ServeConfig.model_validate(values)
+
+
+def assembled(models: Path, **changed: Any) -> Service:
+    """Return what `finetune serve` would answer from, without a process; what fails while opening fails the test."""
+
+    def fail(failure: Exception) -> None:
+        raise failure
+
+    return assemble(serve_config(models, **changed), fail)
 
 
 def start(models: Path, log: Path, *words: str) -> Server:
@@ -62,7 +87,7 @@ def start_server(tmp_path: Path) -> Iterator[Start]:
 @pytest.fixture(scope="module")
 def server(tiny_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """One server for the tests of a module that leave it as it was."""
-    running = start(tiny_models, tmp_path_factory.mktemp("server") / "log", "max_body_mb=1", "max_photos=3")
+    running = start(tiny_models, tmp_path_factory.mktemp("server") / "log", "limits.body_mb=1", "limits.photos=3")
     yield running
     running.process.kill()
     running.process.wait()

@@ -1,0 +1,63 @@
+"""How many photos a model may have in hand: what would wait for longer than a client listens is refused at once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from finetune.serving.refusal import Refusal
+
+# Share of the newest measurement in the running mean of a photo's seconds.
+NEWEST = 0.2
+
+
+class Admission:
+    """Counts the photos that are decoded, wait or run, and how fast they leave; used from one event loop.
+
+    The time that one more photo would wait is that number times the seconds between two photos that leave (Little's
+    law), decoding included; so the queue is short on a slow machine and long on a fast one.
+    """
+
+    def __init__(self, max_queue: int, max_wait_s: float) -> None:
+        """max_queue: photos in hand at most; max_wait_s: expected seconds of waiting at most."""
+        self.max_queue, self.max_wait_s = max_queue, max_wait_s
+        self.photos = 0
+        self.seconds_per_photo = 0.0
+        self._since = 0.0
+
+    @property
+    def expected_wait_s(self) -> float:
+        return self.photos * self.seconds_per_photo
+
+    @contextmanager
+    def admit(self, photos: int) -> Iterator[Callable[[], None]]:
+        """Hold a place for each photo of a request; yields what gives one of them back, the rest end with the block.
+
+        Raises Refusal 503 where they would not be answered in time. A model with nothing in hand takes any request.
+        """
+        wait_s = self.expected_wait_s
+        if self.photos and (wait_s > self.max_wait_s or self.photos + photos > self.max_queue):
+            raise Refusal(503, f"{self.photos} photos are waiting; come back later", retry_after_s=wait_s)
+        if not self.photos:
+            self._since = time.perf_counter()
+        self.photos += photos
+        held = photos
+
+        def leave() -> None:
+            nonlocal held
+            held -= 1
+            self.photos -= 1
+
+        try:
+            yield leave
+        finally:
+            self.photos -= held
+
+    def measure(self, photos: int) -> None:
+        """Note that so many photos were answered, together, just now."""
+        now = time.perf_counter()
+        measured = (now - self._since) / photos
+        self._since = now
+        weight = NEWEST if self.seconds_per_photo else 1.0
+        self.seconds_per_photo += weight * (measured - self.seconds_per_photo)

@@ -1,0 +1,131 @@
+"""Request bodies, bounded before anything reads them: how large, how slow, how many at one time, and inflated."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from finetune.config import LimitsConfig
+from finetune.serving.compression import Inflater
+from finetune.serving.refusal import Refusal
+
+Result = TypeVar("Result")
+
+
+class BodyLimits:
+    """Hands on the body of each request as it comes, decompressed; a limit that is passed is raised as Refusal."""
+
+    def __init__(self, app: ASGIApp, limits: LimitsConfig, refuse: Callable[[Refusal], ASGIApp]) -> None:
+        """refuse: makes the answer to what is refused before the application sees it."""
+        self.app, self.limits, self._refuse = app, limits, refuse
+        self.max_bytes, self.max_held = int(limits.body_mb * 1e6), int(limits.held_mb * 1e6)
+        self.held = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        try:
+            self._require_declared(headers.get("content-length", ""))
+            body = _Body(self, receive, headers.get("content-encoding", "identity"))
+        except Refusal as refusal:
+            await self._refuse(refusal)(scope, receive, send)
+            return
+        try:
+            await self.app(scope, body.receive, send)
+        finally:
+            self.held -= body.bytes
+
+    def hold(self, more: int, total: int) -> None:
+        """Account for more bytes of a body of so many in all; raises Refusal 413 or 503."""
+        if total > self.max_bytes:
+            raise Refusal(413, f"the body is larger than the {self.limits.body_mb:g} MB that are taken")
+        if self.held + more > self.max_held:
+            raise Refusal(503, "too many requests are being read; come back later", retry_after_s=1)
+        self.held += more
+
+    def _require_declared(self, declared: str) -> None:
+        if declared.isdecimal() and int(declared) > self.max_bytes:
+            raise Refusal(413, f"{int(declared) / 1e6:.1f} MB in one request; {self.limits.body_mb:g} MB are taken")
+
+
+class _Body:
+    """One request's body. bytes: those handed on so far."""
+
+    def __init__(self, limits: BodyLimits, receive: Receive, encoding: str) -> None:
+        self.bytes = 0
+        self._limits, self._receive = limits, receive
+        self._inflater = None if encoding.strip().lower() == "identity" else Inflater(encoding, limits.max_bytes)
+        self._deadline = asyncio.get_running_loop().time() + limits.limits.body_s
+        self._complete = False
+
+    async def receive(self) -> Message:
+        if self._complete:
+            # what is left to come is that the client leaves, whenever it likes
+            return await self._receive()
+        message = await self._next()
+        if message["type"] != "http.request":
+            return message
+        self._complete = not message.get("more_body", False)
+        chunk = message.get("body", b"")
+        if self._inflater is not None:
+            chunk = self._inflater.feed(chunk)
+            if self._complete:
+                self._inflater.finish()
+        self._limits.hold(len(chunk), self.bytes + len(chunk))
+        self.bytes += len(chunk)
+        return {**message, "body": chunk}
+
+    async def _next(self) -> Message:
+        try:
+            async with asyncio.timeout_at(self._deadline):
+                return await self._receive()
+        except TimeoutError:
+            raise Refusal(408, f"the body did not come within {self._limits.limits.body_s:g} s") from None
+
+
+async def read_body(receive: Receive) -> bytes:
+    """Return the whole body; raises ClientLeft."""
+    chunks = []
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientLeft
+        chunks.append(message.get("body", b""))
+        if not message.get("more_body", False):
+            return b"".join(chunks)
+
+
+class ClientLeft(Exception):
+    """The client closed the connection; nobody waits for an answer any more."""
+
+
+async def while_connected(receive: Receive, deadline_s: float, work: Awaitable[Result]) -> Result:
+    """Return the result of `work`, which is cancelled as soon as the client leaves or the time is up.
+
+    Raises ClientLeft, or Refusal 504. receive: of a request whose body was read.
+    """
+    working = asyncio.ensure_future(work)
+    leaving = asyncio.ensure_future(_leaves(receive))
+    try:
+        await asyncio.wait({working, leaving}, timeout=deadline_s, return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            return working.result()
+        if leaving.done():
+            raise ClientLeft
+        raise Refusal(504, f"not answered within {deadline_s:g} s", retry_after_s=1)
+    finally:
+        for task in (working, leaving):
+            task.cancel()
+        # so that a photo has left the queue before anybody is told
+        await asyncio.gather(working, leaving, return_exceptions=True)
+
+
+async def _leaves(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

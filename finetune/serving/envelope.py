@@ -1,0 +1,87 @@
+"""What every answer carries and leaves behind: an id, headers that browsers obey, a metric and a line in the log."""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from finetune.serving.logs import request_id
+from finetune.serving.metrics import Metrics
+
+log = logging.getLogger("finetune.access")
+
+GIVEN_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+# Asked every few seconds by machines; a line for each would hide all others.
+QUIET = {"/healthz", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready"}
+HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    "Cache-Control": "no-store",
+}
+
+
+class Envelope:
+    """The outermost layer of the application."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics, is_draining: Callable[[], bool]) -> None:
+        """is_draining: whether connections should be closed after their answer, as the server is about to end."""
+        self.app, self.metrics, self._is_draining = app, metrics, is_draining
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        given = Headers(scope=scope).get("x-request-id", "")
+        identity = given if GIVEN_ID.fullmatch(given) else uuid.uuid4().hex
+        # what handlers find out, for the line in the log
+        facts: dict[str, Any] = {}
+        scope.setdefault("state", {})["facts"] = facts
+        began, status = time.perf_counter(), 0
+        token = request_id.set(identity)
+
+        async def send_with_headers(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = MutableHeaders(scope=message)
+                headers["X-Request-ID"] = identity
+                headers["Server-Timing"] = f"total;dur={1000 * (time.perf_counter() - began):.1f}"
+                for name, value in HEADERS.items():
+                    headers.setdefault(name, value)
+                if scope.get("scheme") == "https":
+                    headers["Strict-Transport-Security"] = "max-age=31536000"
+                if self._is_draining():
+                    headers["Connection"] = "close"
+            await send(message)
+
+        try:
+            with self.metrics.in_flight.track_inprogress():
+                await self.app(scope, receive, send_with_headers)
+        except Exception:
+            # internals go to the log, not to the client
+            log.exception("%s %s failed", scope["method"], scope["path"][:200])
+            if not status:
+                problem = JSONResponse({"error": "internal error; the server's log has the details"}, 500)
+                await problem(scope, receive, send_with_headers)
+        finally:
+            seconds = time.perf_counter() - began
+            route = getattr(scope.get("route"), "path", "other")
+            self.metrics.request(route, status, seconds)
+            if route not in QUIET:
+                fields = {"status": status, "ms": round(1000 * seconds, 1), "client": _client(scope), **facts}
+                log.info("%s %s", scope["method"], scope["path"][:200], extra={"fields": fields})
+            request_id.reset(token)
+
+
+def _client(scope: Scope) -> str:
+    client = scope.get("client")
+    return str(client[0]) if client else ""

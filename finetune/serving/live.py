@@ -1,0 +1,160 @@
+"""One version of one model that is open, warm and answering."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import Executor
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from finetune.bundle import Bundle, open_bundle
+from finetune.config import BatchConfig, LimitsConfig, ServeConfig
+from finetune.errors import ImageError
+from finetune.golden import read_answers
+from finetune.preprocess import Pixels, load_pixels
+from finetune.serving.admission import Admission
+from finetune.serving.batcher import Batcher, Probabilities
+from finetune.serving.metrics import Metrics
+from finetune.serving.model_metrics import ModelMetrics
+from finetune.serving.predictor import Predictor, open_predictor
+from finetune.serving.routes import Target
+
+# What cameras, phones and browsers make. Pillow's rarer decoders are no risk a server should take.
+SERVED_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "PPM")
+
+Photo = TypeVar("Photo")
+
+
+class LiveModel:
+    """Answers photos, those of several requests together; used from one event loop."""
+
+    def __init__(
+        self,
+        target: Target,
+        bundle: Bundle,
+        predictor: Predictor,
+        decoding: Executor,
+        batch: BatchConfig,
+        limits: LimitsConfig,
+        metrics: ModelMetrics,
+    ) -> None:
+        """target: what it is served as; decoding: threads that several models share."""
+        self.name, self.version = target.model, str(target.version)
+        self.bundle, self.predictor, self.metrics = bundle, predictor, metrics
+        self.admission = Admission(limits.queue_photos, limits.wait_s)
+        self._decoding = decoding
+        self.most_photos, self.delay_ms = most_photos(batch, predictor), batch.delay_ms
+        self._batcher = Batcher(predictor.run, self.most_photos, self.delay_ms / 1000, self)
+        self._retired = False
+
+    async def classify(self, photos: Sequence[bytes]) -> list[Probabilities | ImageError]:
+        """Return, for each file in order, its probabilities (classes,) or why it cannot be read.
+
+        Raises Refusal 503 where too much is waiting. Cancelled, its photos leave the queue.
+        """
+        return await self._answer(photos, self._classify_one)
+
+    async def run(self, images: NDArray[np.uint8]) -> list[Probabilities | ImageError]:
+        """Return the probabilities of each of the decoded photos (N, image_size, image_size, 3), as `classify` does."""
+        return await self._answer(images, self._batcher.submit)
+
+    def retire(self) -> None:
+        """Let it go once the photos in hand are answered; it must not be given new ones."""
+        self._retired = True
+        self._close_if_done()
+
+    def describe(self) -> dict[str, Any]:
+        card, session = self.bundle.info.model, self.predictor.session
+        return {
+            "name": self.name,
+            "version": self.version,
+            "labels": card.labels,
+            "image_size": card.preprocessing.image_size,
+            "precision": self.bundle.info.precision,
+            "provider": session.provider,
+            "why": session.why,
+        }
+
+    def waited(self, seconds: float) -> None:
+        self.metrics.waited(seconds)
+
+    def ran(self, photos: int, seconds: float) -> None:
+        self.metrics.ran(photos, seconds)
+        self.admission.measure(photos)
+
+    async def _answer(
+        self, photos: Sequence[Photo] | NDArray[np.uint8], answer: Callable[[Any], Awaitable[Probabilities]]
+    ) -> list[Probabilities | ImageError]:
+        try:
+            with self.admission.admit(len(photos)) as leave:
+
+                async def one(photo: Any) -> Probabilities | ImageError:
+                    self.metrics.pending(1)
+                    try:
+                        return await answer(photo)
+                    except ImageError as error:
+                        return error
+                    finally:
+                        self.metrics.pending(-1)
+                        leave()
+
+                if len(photos) == 1:
+                    rows: list[Any] = [await one(photos[0])]
+                else:
+                    # all of them end before a failure is passed on, so that none is left behind unheard
+                    rows = await asyncio.gather(*map(one, photos), return_exceptions=True)
+        finally:
+            self._close_if_done()
+        for row in rows:
+            if isinstance(row, BaseException) and not isinstance(row, ImageError):
+                raise row
+        answered = [row for row in rows if not isinstance(row, ImageError)]
+        if answered:
+            self.metrics.answered(np.stack(answered))
+        return rows
+
+    async def _classify_one(self, raw: bytes) -> Probabilities:
+        loop = asyncio.get_running_loop()
+        pixels, seconds = await loop.run_in_executor(self._decoding, self._decode, raw)
+        self.metrics.decoded(seconds)
+        return await self._batcher.submit(pixels)
+
+    def _decode(self, raw: bytes) -> tuple[Pixels, float]:
+        began = time.perf_counter()
+        pixels = load_pixels(raw, self.predictor.preprocessing, SERVED_FORMATS)
+        return pixels, time.perf_counter() - began
+
+    def _close_if_done(self) -> None:
+        if self._retired and not self.admission.photos:
+            self._batcher.close()
+
+
+def open_live(folder: Path, target: Target, config: ServeConfig, decoding: Executor, metrics: Metrics) -> LiveModel:
+    """Open one version, prove that its files are those that were exported, and let it answer on its device.
+
+    Raises FinetuneError, or what onnxruntime raises.
+    """
+    bundle = open_bundle(folder)
+    threads = None if config.threads == "auto" else config.threads
+    predictor = open_predictor(bundle, config.device, threads, config.engine_cache, config.gpu_memory_mb)
+    predictor.warm_up(most_photos(config.batch, predictor))
+    answers = read_answers(folder)
+    counted = metrics.loaded(
+        target.model,
+        str(target.version),
+        predictor.session.provider,
+        predictor.session.why,
+        bundle.info.precision,
+        predictor.labels,
+        None if answers is None else answers.probabilities,
+    )
+    return LiveModel(target, bundle, predictor, decoding, config.batch, config.limits, counted)
+
+
+def most_photos(batch: BatchConfig, predictor: Predictor) -> int:
+    return predictor.batch_size if batch.photos == "auto" else batch.photos

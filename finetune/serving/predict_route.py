@@ -1,0 +1,144 @@
+"""POST /predict: photos as people and scripts have them, answers by name."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import Response
+from pydantic import BaseModel
+from pydantic_core import from_json, to_json
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+
+from finetune.config import LimitsConfig
+from finetune.errors import ImageError
+from finetune.serving.asking import ask
+from finetune.serving.predictor import Prediction
+from finetune.serving.refusal import Refusal
+from finetune.serving.repository import Repository
+
+BINARY = {"schema": {"type": "string", "format": "binary"}}
+BODY = {
+    "requestBody": {
+        "required": True,
+        "description": "one image as it is, a form with one part a photo, under any name, or JSON with base64",
+        "content": {
+            "image/*": BINARY,
+            "application/octet-stream": BINARY,
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "properties": {"photos": {"type": "array", "items": {"type": "string", "format": "binary"}}},
+                }
+            },
+            "application/json": {
+                "schema": {
+                    "type": "object",
+                    "required": ["photos"],
+                    "properties": {"photos": {"type": "array", "items": {"type": "string", "format": "byte"}}},
+                }
+            },
+        },
+    }
+}
+
+
+class Unreadable(BaseModel):
+    """What stands in place of a prediction where one photo of several cannot be read."""
+
+    error: str
+
+
+class Answer(BaseModel):
+    """One entry a photo, in the order of the request."""
+
+    model: str
+    version: str
+    predictions: list[Prediction | Unreadable]
+
+
+def predict_router(repository: Repository, limits: LimitsConfig) -> APIRouter:
+    router = APIRouter(tags=["predict"])
+
+    @router.post("/predict", openapi_extra=BODY, response_model=Answer)
+    async def predict(
+        request: Request,
+        model: Annotated[str | None, Query(description="which model; needed only where there are several")] = None,
+        version: Annotated[str | None, Query(description="which of its versions; the latest by default")] = None,
+        top: Annotated[int, Query(ge=1, le=1000, description="how many classes to list for each photo")] = 5,
+    ) -> Response:
+        """Classify one photo or several. A photo that cannot be read has an error of its own; 422 where none can."""
+        # an unknown name is refused before the photos are uploaded
+        repository.choose(model, version)
+        photos = await _read_photos(request, limits.photos)
+        chosen = repository.choose(model, version)
+        answering = chosen.classify([raw for _, raw in photos])
+        rows = await ask(request, chosen, len(photos), limits.deadline_s, answering)
+        predictions: list[Prediction | Unreadable] = []
+        for (name, _), row in zip(photos, rows, strict=True):
+            if isinstance(row, ImageError):
+                predictions.append(Unreadable(error=f"{name}: {row}" if name else str(row)))
+            else:
+                predictions.append(chosen.predictor.explain(row, top))
+        errors = [entry.error for entry in predictions if isinstance(entry, Unreadable)]
+        if len(errors) == len(photos):
+            raise Refusal(422, "; ".join(errors))
+        answer = Answer(model=chosen.name, version=chosen.version, predictions=predictions)
+        return Response(to_json(answer), media_type="application/json")
+
+    return router
+
+
+async def _read_photos(request: Request, most: int) -> list[tuple[str, bytes]]:
+    """Return each photo's name and bytes; a raw body has no name."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind == "application/json":
+        photos = _from_json(await request.body())
+    elif kind.startswith("multipart/"):
+        photos = await _from_form(request, most)
+    else:
+        return [("", await request.body())]
+    if len(photos) > most:
+        raise _too_many(most)
+    return photos
+
+
+async def _from_form(request: Request, most: int) -> list[tuple[str, bytes]]:
+    try:
+        async with request.form(max_files=most, max_fields=most) as form:
+            parts = [part for _, part in form.multi_items() if isinstance(part, UploadFile)]
+            photos = [(part.filename or f"photo {n}", await part.read()) for n, part in enumerate(parts, start=1)]
+    except HTTPException as problem:
+        if problem.detail.startswith("Too many files"):
+            raise _too_many(most) from None
+        raise Refusal(problem.status_code, problem.detail) from None
+    if not photos:
+        raise Refusal(422, "the form has no file; send each photo as a part with a filename")
+    return photos
+
+
+def _from_json(body: bytes) -> list[tuple[str, bytes]]:
+    try:
+        document = from_json(body)
+    except ValueError as error:
+        raise Refusal(400, f"the body cannot be read as JSON: {error}") from None
+    photos = document.get("photos") if isinstance(document, dict) else None
+    if not isinstance(photos, list) or not photos or not all(isinstance(photo, str) for photo in photos):
+        raise Refusal(422, 'the body must be {"photos": ["...", ...]}, each photo a file in base64')
+    return [(f"photo {n}", _from_base64(n, photo)) for n, photo in enumerate(photos, start=1)]
+
+
+def _from_base64(number: int, text: str) -> bytes:
+    # browsers make data: addresses; what stands before the comma says what the bytes themselves say better
+    encoded = text.partition(",")[2] if text.startswith("data:") else text
+    try:
+        return base64.b64decode(encoded, validate=True)
+    except (binascii.Error, ValueError):
+        raise Refusal(422, f"photo {number} is no base64 (addresses of photos are not fetched)") from None
+
+
+def _too_many(most: int) -> Refusal:
+    return Refusal(413, f"too many photos in one request; at most {most} are taken")

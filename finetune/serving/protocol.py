@@ -1,0 +1,266 @@
+"""Requests and responses of the Open Inference Protocol v2 (KServe v2) over HTTP, as bytes.
+
+https://github.com/kserve/open-inference-protocol/blob/main/specification/protocol/inference_rest.md with the extensions
+"binary tensor data" and "classification" of https://github.com/triton-inference-server/server/tree/main/docs/protocol
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic_core import from_json, to_json
+
+from finetune.errors import nearest
+from finetune.serving.refusal import LONGEST_QUOTE, Refusal, quoted
+from finetune.serving.tensors import Tensor, from_data, from_raw, of_array, to_data, to_raw
+
+HEADER_LENGTH = "Inference-Header-Content-Length"
+MAX_TENSORS = 16
+MAX_TIMEOUT_US = 2**63 - 1
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class RequestedOutput:
+    """An output as a client wants it. classification: how many of the best classes, as text; 0 for the values."""
+
+    name: str
+    binary: bool
+    classification: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class InferRequest:
+    """A request whose tensors are what they claim to be. No model was asked yet whether it takes them.
+
+    outputs: None where the request names none and so wants them all; binary_default: whether these come as binary data;
+    timeout_s: how long the client waits.
+    """
+
+    id: str | None
+    parameters: Mapping[str, Any]
+    inputs: Mapping[str, Tensor]
+    outputs: tuple[RequestedOutput, ...] | None
+    binary_default: bool
+    timeout_s: float | None
+
+    def wanted(self, known: Iterable[str]) -> tuple[RequestedOutput, ...]:
+        """Return the outputs to answer with, of those that a model has; refuses unknown ones with 400."""
+        names = list(known)
+        if self.outputs is None:
+            return tuple(RequestedOutput(name, self.binary_default) for name in names)
+        for output in self.outputs:
+            if output.name not in names:
+                guess = nearest(output.name[:LONGEST_QUOTE], names)
+                raise Refusal(400, f"no output {quoted(output.name)}{guess} (there are: {', '.join(names)})")
+        return self.outputs
+
+
+def parse_request(body: bytes, header_length: str | None) -> InferRequest:
+    """Read the body of POST v2/models/NAME/infer, decompressed; anything malformed is refused with 400.
+
+    header_length: the header Inference-Header-Content-Length, bytes of JSON before the binary data; None where it is
+    absent and all is JSON. Parameters that mean nothing here are ignored, but for those that would change the answer.
+    """
+    text, raw = _parted(body, header_length)
+    try:
+        document = _object(from_json(text, allow_inf_nan=False, cache_strings="keys"), "the request")
+    except ValueError as error:
+        hint = f"; is the header {HEADER_LENGTH} missing?" if header_length is None else ""
+        raise Refusal(400, f"the request cannot be read as JSON: {error}{hint}") from None
+    parameters = _parameters(document, "the request")
+    binary_default = _flag(parameters, "binary_data_output", False, "the request")
+    identity = document.get("id")
+    if identity is not None and not isinstance(identity, str):
+        raise Refusal(400, "the request: id must be a string")
+    return InferRequest(
+        id=identity,
+        parameters=parameters,
+        inputs=_inputs(document, raw),
+        outputs=_outputs(document, binary_default),
+        binary_default=binary_default,
+        timeout_s=_timeout_s(parameters),
+    )
+
+
+def render_response(
+    request: InferRequest,
+    model: str,
+    version: str,
+    outputs: Mapping[str, NDArray[Any]],
+    labels: Mapping[str, Sequence[str]] | None = None,
+) -> tuple[bytes, dict[str, str]]:
+    """Return the body and headers that answer a request.
+
+    outputs: all that the model has, by name; labels: names of the classes, by output, for those that have such.
+    """
+    entries: list[Json] = []
+    parts: list[bytes] = []
+    wanted = request.wanted(outputs)
+    for output in wanted:
+        tensor = of_array(output.name, outputs[output.name])
+        if output.classification:
+            tensor = _best_classes(tensor, output.classification, (labels or {}).get(output.name, ()))
+        entry: Json = {"name": tensor.name, "datatype": tensor.datatype, "shape": tensor.shape}
+        if output.binary:
+            parts.append(to_raw(tensor))
+            entry["parameters"] = {"binary_data_size": len(parts[-1])}
+        else:
+            entry["data"] = to_data(tensor)
+        entries.append(entry)
+    document: Json = {"model_name": model, "model_version": version, "outputs": entries}
+    if request.id is not None:
+        document["id"] = request.id
+    text = to_json(document)
+    if not any(output.binary for output in wanted):
+        return text, {"Content-Type": "application/json"}
+    headers = {"Content-Type": "application/octet-stream", HEADER_LENGTH: str(len(text))}
+    return b"".join((text, *parts)), headers
+
+
+def _parted(body: bytes, header_length: str | None) -> tuple[bytes, memoryview]:
+    """Return the JSON and the binary data after it."""
+    if header_length is None:
+        return body, memoryview(b"")
+    # int() would take a sign, spaces and underscores; no body has a length of 19 digits
+    if not (header_length.isascii() and header_length.isdecimal() and len(header_length) < 19):
+        raise Refusal(400, f"{HEADER_LENGTH} must be a whole number of bytes, not {quoted(header_length)}")
+    length = int(header_length)
+    if length == 0:
+        raise Refusal(400, f"{HEADER_LENGTH} is 0: a tensor without the JSON that describes it is not taken")
+    if length > len(body):
+        raise Refusal(400, f"{HEADER_LENGTH} is {length}, but the body has {len(body)} bytes")
+    return body[:length], memoryview(body)[length:]
+
+
+def _inputs(document: Json, raw: memoryview) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {}
+    at = 0
+    for name, entry, parameters in _entries(document, "input"):
+        for field in ("datatype", "shape"):
+            if field not in entry:
+                raise Refusal(400, f"input {quoted(name)} has no {field}")
+        size, data = parameters.get("binary_data_size"), entry.get("data")
+        if size is None:
+            if data is None:
+                raise Refusal(400, f"input {quoted(name)} has neither data nor the parameter binary_data_size")
+            tensors[name] = from_data(name, entry["datatype"], entry["shape"], data)
+            continue
+        if data is not None:
+            raise Refusal(400, f"input {quoted(name)} has both data and the parameter binary_data_size")
+        if type(size) is not int or size < 0:
+            raise Refusal(400, f"input {quoted(name)}: binary_data_size must be a whole number of bytes")
+        if size > len(raw) - at:
+            # a number of thousands of digits has no text in Python
+            reason = f"binary_data_size is more than the {len(raw) - at} bytes that are left after the JSON"
+            raise Refusal(400, f"input {quoted(name)}: {reason} and the inputs before")
+        tensors[name] = from_raw(name, entry["datatype"], entry["shape"], raw[at : at + size])
+        at += size
+    if not tensors:
+        raise Refusal(400, "the request has no inputs")
+    if at != len(raw):
+        raise Refusal(400, f"{len(raw) - at} bytes are left after the binary data of all inputs")
+    return tensors
+
+
+def _outputs(document: Json, binary_default: bool) -> tuple[RequestedOutput, ...] | None:
+    outputs: list[RequestedOutput] = []
+    for name, _, parameters in _entries(document, "output"):
+        where = f"output {quoted(name)}"
+        classification = parameters.get("classification")
+        if classification is not None and (type(classification) is not int or classification < 1):
+            raise Refusal(400, f"{where}: classification must be a whole number of classes from 1 on")
+        binary = _flag(parameters, "binary_data", binary_default, where)
+        outputs.append(RequestedOutput(name, binary, classification or 0))
+    return tuple(outputs) or None
+
+
+def _entries(document: Json, kind: str) -> list[tuple[str, Json, Json]]:
+    """Return name, entry and parameters of each of the inputs or outputs."""
+    key = f"{kind}s"
+    listed = document.get(key)
+    if listed is None:
+        return []
+    if not isinstance(listed, list):
+        raise Refusal(400, f"the request: {key} must be an array")
+    if len(listed) > MAX_TENSORS:
+        raise Refusal(400, f"the request has {len(listed)} {key}; at most {MAX_TENSORS} are taken")
+    found: dict[str, tuple[str, Json, Json]] = {}
+    for number, value in enumerate(listed):
+        entry = _object(value, f"{key}[{number}]")
+        name = entry.get("name")
+        if not isinstance(name, str):
+            raise Refusal(400, f"{key}[{number}]: its name is missing, or no string")
+        if name in found:
+            raise Refusal(400, f"{kind} {quoted(name)} stands in the request twice")
+        found[name] = (name, entry, _parameters(entry, f"{kind} {quoted(name)}"))
+    return list(found.values())
+
+
+def _parameters(entry: Json, where: str) -> Json:
+    value = entry.get("parameters")
+    parameters = {} if value is None else _object(value, f"{where}: parameters")
+    for key in parameters:
+        if key.startswith("shared_memory_"):
+            raise Refusal(400, f"{where}: shared memory is not taken; send the data with the request")
+        if key.startswith("sequence_"):
+            raise Refusal(400, f"{where}: {quoted(key)}: sequences are not taken; every request stands for itself")
+    return parameters
+
+
+def _object(value: object, where: str) -> Json:
+    if not isinstance(value, dict):
+        raise Refusal(400, f"{where} must be a JSON object")
+    return value
+
+
+def _flag(parameters: Json, key: str, default: bool, where: str) -> bool:
+    value = parameters.get(key)
+    if value is None:
+        return default
+    if not isinstance(value, bool):
+        raise Refusal(400, f"{where}: {key} must be true or false")
+    return value
+
+
+def _timeout_s(parameters: Json) -> float | None:
+    value = parameters.get("timeout")
+    if value is None:
+        return None
+    if type(value) is not int or not 0 < value <= MAX_TIMEOUT_US:
+        raise Refusal(400, "the request: timeout must be a whole number of microseconds from 1 on")
+    return value / 1e6
+
+
+def _best_classes(tensor: Tensor, count: int, labels: Sequence[str]) -> Tensor:
+    """Return the best classes of (..., C) values as BYTES (..., count), best first, each "value:index:label".
+
+    The value is written as by Triton, whose std::to_string has six digits after the point; equal values keep the
+    order of their indices; a class without a label has only "value:index".
+    """
+    values = tensor.values
+    if isinstance(values, list) or values.ndim == 0 or values.dtype.kind == "b":
+        raise Refusal(400, f"output {quoted(tensor.name)}: classification takes numbers of at least one dimension")
+    *outer, classes = values.shape
+    shown = min(count, classes)
+    rows = values.reshape(math.prod(outer), classes)
+    orders = np.argsort(-rows.astype(np.float64), axis=1, kind="stable")[:, :shown]
+    best = np.take_along_axis(rows, orders, axis=1)
+    elements = [
+        _class(value, index, labels)
+        for values_of_row, order in zip(best.tolist(), orders.tolist(), strict=True)
+        for value, index in zip(values_of_row, order, strict=True)
+    ]
+    return Tensor(tensor.name, "BYTES", (*outer, shown), elements)
+
+
+def _class(value: float, index: int, labels: Sequence[str]) -> bytes:
+    number = f"{value:f}" if isinstance(value, float) else str(value)
+    text = f"{number}:{index}:{labels[index]}" if index < len(labels) else f"{number}:{index}"
+    # a label comes from a folder's name, which on Linux may be any bytes
+    return text.encode(errors="backslashreplace")

@@ -1,0 +1,260 @@
+"""The models that answer: opened at the start, exchanged while requests go on, never replaced by what does not work."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from finetune.config import ServeConfig
+from finetune.errors import FinetuneError, nearest
+from finetune.serving.live import LiveModel
+from finetune.serving.metrics import Metrics
+from finetune.serving.refusal import Refusal
+from finetune.serving.routes import Route, Target, read_routes
+from finetune.serving.shelf import Shelf, Signature
+
+log = logging.getLogger(__name__)
+
+# Opens a version's folder as the target it is served as; takes seconds, raises what goes wrong.
+Open = Callable[[Path, Target], LiveModel]
+
+
+class Wanted(NamedTuple):
+    """What the disk asks for at one moment."""
+
+    signatures: dict[Target, Signature]
+    routes: dict[str, Route]
+
+
+class Repository:
+    """Holds every version that answers, by name; all of it is used from one event loop."""
+
+    def __init__(self, config: ServeConfig, open_model: Open, metrics: Metrics) -> None:
+        """Raises FinetuneError where there is no bundle."""
+        self.models: dict[str, dict[int, LiveModel]] = {}
+        self.ready = False
+        self.draining = False
+        self._config, self._open, self._metrics = config, open_model, metrics
+        self._shelf = Shelf(config.models)
+        self._routes: dict[str, Route] = {}
+        self._opened: dict[Target, Signature] = {}
+        self._failed: dict[Target, tuple[Signature, str]] = {}
+        self._changing: dict[Target, Signature] = {}
+        self._unloaded: set[str] = set()
+        self._complaint = ""
+        self._lock = asyncio.Lock()
+        self._thread = ThreadPoolExecutor(1, "load-models")
+
+    async def start(self) -> None:
+        """Open and warm up everything; raises where any of it cannot be, so that no half of a repository is served."""
+        async with self._lock:
+            wanted = await self._in_thread(self._look)
+            for target, signature in wanted.signatures.items():
+                self._put(target, signature, await self._in_thread(self._open, self._shelf.folder(target), target))
+            self._require_targets(wanted.routes)
+            self._routes = wanted.routes
+        self.ready = True
+        self._metrics.ready(True)
+
+    async def watch(self) -> None:
+        """Look for what has changed every `reload_s`, for as long as the server runs."""
+        while self._config.reload_s:
+            await asyncio.sleep(self._config.reload_s)
+            try:
+                await self.refresh()
+            except Exception:
+                log.exception("the repository could not be looked through; what is open goes on")
+
+    async def refresh(self, now: str | None = None) -> None:
+        """Open what is new, let go what it replaces, keep what nothing works in place of.
+
+        now: a model whose versions are opened at once, those too that failed before; any other is opened when two looks
+        in turn have found the same files, so that a copy that is still being written is not taken for a broken one.
+        """
+        async with self._lock:
+            try:
+                wanted = await self._in_thread(self._look)
+            except FinetuneError as error:
+                self._complain(str(error))
+                return
+            for target, signature in wanted.signatures.items():
+                if self._is_due(target, signature, at_once=target.model == now):
+                    await self._exchange(target, signature)
+            try:
+                self._require_targets(wanted.routes)
+            except FinetuneError as error:
+                self._complain(str(error))
+            else:
+                self._routes, self._complaint = wanted.routes, ""
+            self._let_go(wanted)
+
+    async def load(self, name: str) -> None:
+        """Open a model's versions as they are on disk now; raises Refusal where that does not work."""
+        self._unloaded.discard(name)
+        await self.refresh(now=name)
+        failures = [reason for target, (_, reason) in self._failed.items() if target.model == name]
+        if failures:
+            raise Refusal(400, f"{name} cannot be loaded: {'; '.join(failures)}")
+        if name not in self.models:
+            raise Refusal(404, f"no model '{name}' in the repository")
+
+    async def unload(self, name: str) -> None:
+        """Let a model go until it is loaded by request; raises Refusal where there is none, or a route needs it."""
+        async with self._lock:
+            if name not in self.models:
+                raise self._unknown(name)
+            users = [route for route, shares in self._routes.items() if any(t.model == name for t in shares.weights)]
+            if users:
+                raise Refusal(409, f"the routes {', '.join(users)} lead to {name}: change them first")
+            self._unloaded.add(name)
+            for version in list(self.models[name]):
+                self._drop(Target(name, version))
+
+    def drain(self) -> None:
+        """Say that it is not ready from now on; what comes nevertheless is answered."""
+        self.ready, self.draining = False, True
+        self._metrics.ready(False)
+        self._metrics.draining(True)
+
+    @property
+    def names(self) -> list[str]:
+        """All names that a client may ask for: models, and the routes that lead to them."""
+        return sorted({*self.models, *self._routes})
+
+    @property
+    def everything(self) -> list[LiveModel]:
+        return [model for _, versions in sorted(self.models.items()) for _, model in sorted(versions.items())]
+
+    def choose(self, name: str | None, version: str | None = None) -> LiveModel:
+        """Return the model that answers a name: the version asked for, a route's draw, or else the latest.
+
+        Raises Refusal 400, 404 or 503.
+        """
+        if not self.ready and not self.draining:
+            raise Refusal(503, "the models are still loading", retry_after_s=1)
+        if name is None:
+            if len(self.names) != 1:
+                raise Refusal(400, f"several models are served; name one of {', '.join(self.names)}")
+            name = self.names[0]
+        if version is not None:
+            versions = self.models.get(name)
+            if not versions:
+                raise self._unknown(name)
+            for number, model in versions.items():
+                if str(number) == version:
+                    return model
+            raise Refusal(404, f"no version {version[:20]} of {name} (served: {_listed(sorted(versions))})")
+        if name in self._routes:
+            drawn = self._routes[name].draw()
+            return self.models[drawn.model][drawn.version]
+        if name not in self.models:
+            raise self._unknown(name)
+        return self.models[name][max(self.models[name])]
+
+    def index(self) -> list[dict[str, str]]:
+        """Return each version's state in the protocol's words, and why one is not ready."""
+        rows = [{"name": m.name, "version": m.version, "state": "READY", "reason": ""} for m in self.everything]
+        rows += [
+            {"name": target.model, "version": str(target.version), "state": "UNAVAILABLE", "reason": reason}
+            for target, (_, reason) in self._failed.items()
+        ]
+        return rows + [{"name": name, "state": "UNAVAILABLE", "reason": "unloaded"} for name in sorted(self._unloaded)]
+
+    def close(self) -> None:
+        for model in self.everything:
+            model.retire()
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    async def _in_thread(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, function, *arguments)
+
+    def _look(self) -> Wanted:
+        routes = read_routes(self._config.routes) if self._config.routes else {}
+        pinned = {target for route in routes.values() for target in route.weights}
+        wanted = set(pinned)
+        for name, versions in self._shelf.versions().items():
+            if name in self._unloaded:
+                continue
+            if self._config.versions == "all":
+                wanted |= {Target(name, version) for version in versions}
+            elif name not in routes:
+                wanted.add(Target(name, max(versions)))
+        signatures = {target: self._shelf.signature(target) for target in sorted(wanted)}
+        return Wanted({target: files for target, files in signatures.items() if files}, routes)
+
+    def _is_due(self, target: Target, signature: Signature, at_once: bool) -> bool:
+        failed = self._failed.get(target)
+        if at_once:
+            return self._opened.get(target) != signature or failed is not None
+        known = failed[0] if failed else self._opened.get(target)
+        settled = self._changing.get(target) == signature
+        self._changing[target] = signature
+        return signature != known and settled
+
+    async def _exchange(self, target: Target, signature: Signature) -> None:
+        try:
+            model = await self._in_thread(self._open, self._shelf.folder(target), target)
+        except Exception as error:
+            reason = str(error) if isinstance(error, FinetuneError) else f"{type(error).__name__}: {error}"
+            kept = "; what was open goes on" if target.model in self.models else ""
+            log.error("%s version %d cannot be opened: %s%s", target.model, target.version, reason, kept)
+            self._failed[target] = (signature, reason)
+            self._metrics.load_failed(target.model)
+        else:
+            self._put(target, signature, model)
+
+    def _put(self, target: Target, signature: Signature, model: LiveModel) -> None:
+        before = self.models.get(target.model, {}).get(target.version)
+        self.models.setdefault(target.model, {})[target.version] = model
+        self._opened[target] = signature
+        self._failed.pop(target, None)
+        session = model.predictor.session
+        log.info("%s version %s is warm on %s (%s)", model.name, model.version, session.provider, session.why)
+        if before is not None:
+            before.retire()
+
+    def _let_go(self, wanted: Wanted) -> None:
+        """Drop versions that neither disk nor routes ask for, where all that are wanted of the model answer."""
+        routed = {target for route in self._routes.values() for target in route.weights}
+        for name in list(self.models):
+            asked = {target for target in (*wanted.signatures, *routed) if target.model == name}
+            if asked and all(target.version in self.models[name] for target in asked):
+                for version in [version for version in self.models[name] if Target(name, version) not in asked]:
+                    self._drop(Target(name, version))
+                    log.info("%s version %d was let go", name, version)
+        self._failed = {target: known for target, known in self._failed.items() if target in wanted.signatures}
+
+    def _drop(self, target: Target) -> None:
+        model = self.models[target.model].pop(target.version)
+        if not self.models[target.model]:
+            del self.models[target.model]
+        del self._opened[target]
+        self._changing.pop(target, None)
+        self._metrics.unloaded(target.model, str(target.version))
+        model.retire()
+
+    def _require_targets(self, routes: dict[str, Route]) -> None:
+        for name, route in routes.items():
+            for target in route.weights:
+                if target.version not in self.models.get(target.model, {}):
+                    raise FinetuneError(
+                        f"routes={self._config.routes}: {name} leads to {target.model}/{target.version}, which is not "
+                        f"served (served: {_listed(f'{m.name}/{m.version}' for m in self.everything)})"
+                    )
+
+    def _complain(self, complaint: str) -> None:
+        """Log once for each new complaint, not at every look."""
+        if complaint != self._complaint:
+            log.error("%s; the routes stay as they were", complaint)
+        self._complaint = complaint
+
+    def _unknown(self, name: str) -> Refusal:
+        return Refusal(404, f"no model '{name[:100]}'{nearest(name[:100], self.names)} (served: {_listed(self.names)})")
+
+
+def _listed(things: Iterable[object]) -> str:
+    return ", ".join(map(str, things))

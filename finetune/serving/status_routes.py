@@ -1,0 +1,86 @@
+"""What balancers, monitors and people look at: is it ready, what does it do, what can it be asked."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from typing import Any
+
+from fastapi import APIRouter
+from fastapi.openapi.docs import get_swagger_ui_html
+from fastapi.responses import HTMLResponse, Response
+
+from finetune.serving.metrics import Metrics
+from finetune.serving.refusal import Refusal
+from finetune.serving.repository import Repository
+
+PAGE_POLICY = (
+    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src blob: data:; "
+    "media-src blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+DOCS_POLICY = (
+    "default-src 'none'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+
+
+def status_router(repository: Repository, metrics: Metrics) -> APIRouter:
+    router = APIRouter(tags=["status"])
+
+    def require_ready() -> None:
+        if repository.draining:
+            raise Refusal(503, "this server is about to end", retry_after_s=1)
+        if not repository.ready:
+            raise Refusal(503, "the models are still loading", retry_after_s=1)
+
+    @router.get("/healthz")
+    async def healthz() -> dict[str, str]:
+        """Answer 200 while the process lives."""
+        return {"status": "alive"}
+
+    @router.get("/readyz")
+    async def readyz() -> dict[str, str]:
+        """Answer 200 once every model has answered on its device, until the server is told to end."""
+        require_ready()
+        return {"status": "ready"}
+
+    @router.get("/v2/health/live", response_class=Response)
+    async def live() -> Response:
+        """Answer 200 while the process lives."""
+        return Response()
+
+    @router.get("/v2/health/ready", response_class=Response)
+    async def ready() -> Response:
+        """Answer 200 once every model has answered on its device, until the server is told to end."""
+        require_ready()
+        return Response()
+
+    @router.get("/models")
+    async def models() -> dict[str, Any]:
+        """List the served models: their versions, labels, input size, and where they run."""
+        return {"models": [model.describe() for model in repository.everything], "names": repository.names}
+
+    @router.get("/metrics", response_class=Response)
+    async def prometheus() -> Response:
+        """Count everything, for Prometheus."""
+        body, kind = metrics.text()
+        return Response(body, media_type=kind)
+
+    @router.get("/", include_in_schema=False)
+    async def page() -> HTMLResponse:
+        content = files("finetune.serving").joinpath("page.html").read_text(encoding="utf-8")
+        return HTMLResponse(content, headers={"Content-Security-Policy": PAGE_POLICY})
+
+    @router.get("/docs", include_in_schema=False)
+    async def docs() -> HTMLResponse:
+        shown = get_swagger_ui_html(
+            # relative, so that the page works behind a gateway's path prefix too
+            openapi_url="openapi.json",
+            title="finetune-service",
+            swagger_js_url="docs-assets/swagger-ui-bundle.js",
+            swagger_css_url="docs-assets/swagger-ui.css",
+            swagger_favicon_url="docs-assets/favicon.png",
+        )
+        shown.headers["Content-Security-Policy"] = DOCS_POLICY
+        return shown
+
+    return router
