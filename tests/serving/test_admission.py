@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import pytest
+
+from finetune.serving import admission
+from finetune.serving.admission import Admission
+from finetune.serving.refusal import Refusal
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(admission, "time", clock)
+    return clock
+
+
+def test_no_more_photos_are_in_hand_than_the_queue_holds() -> None:
+    queue = Admission(max_queue=10, max_wait_s=100)
+    with queue.admit(6), queue.admit(4):
+        assert queue.photos == 10
+        with pytest.raises(Refusal, match="10 photos are waiting") as refused, queue.admit(1):
+            pass
+        assert refused.value.status == 503
+    assert queue.photos == 0
+
+
+def test_what_would_wait_for_too_long_is_refused_with_the_time_to_come_back(clock: Clock) -> None:
+    queue = Admission(max_queue=1000, max_wait_s=1)
+    with queue.admit(4) as leave:
+        clock.now = 2.0
+        queue.measure(4)
+        assert queue.seconds_per_photo == 0.5
+        # four of half a second each
+        with pytest.raises(Refusal) as refused, queue.admit(1):
+            pass
+        assert refused.value.retry_after_s == 2.0
+        leave()
+        leave()
+        with queue.admit(1):
+            assert queue.photos == 3
+
+
+def test_an_idle_model_takes_any_request(clock: Clock) -> None:
+    queue = Admission(max_queue=4, max_wait_s=0.001)
+    queue.seconds_per_photo = 10
+    with queue.admit(64):
+        assert queue.photos == 64
+    assert queue.photos == 0
+
+
+def test_the_time_of_idleness_counts_for_no_photo(clock: Clock) -> None:
+    queue = Admission(max_queue=100, max_wait_s=1)
+    with queue.admit(1):
+        clock.now += 0.1
+        queue.measure(1)
+    clock.now += 3600
+    with queue.admit(1):
+        clock.now += 0.1
+        queue.measure(1)
+    assert queue.seconds_per_photo == pytest.approx(0.1)
+
+
+def test_a_failing_request_leaves_no_place_taken() -> None:
+    queue = Admission(max_queue=4, max_wait_s=1)
+
+    def fail() -> None:
+        with queue.admit(3) as leave:
+            leave()
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert queue.photos == 0
