@@ -10,7 +10,7 @@ from finetune.serving.refusal import Refusal, quoted
 _WINDOWS = {"gzip": 31, "deflate": 15}
 _ALIASES = {"x-gzip": "gzip"}
 ENCODINGS = tuple(_WINDOWS)
-# responses are numbers, which compress badly at any level, and a client waits
+# level 6 takes seven times as long over probabilities as JSON, for a body 6 % smaller
 _LEVEL = 1
 
 
@@ -32,27 +32,22 @@ class Inflater:
 
     def feed(self, chunk: bytes) -> bytes:
         """Return what a further chunk inflates to."""
-        if self._stream.eof and chunk:
-            raise self._too_long()
         try:
-            # one byte more tells a body that is too large from one that just fits; 0 would mean no limit
-            inflated = self._stream.decompress(chunk, self._left + 1)
+            # one byte more tells a body that is too large from one that just fits; 0, once refused, would mean no limit
+            inflated = self._stream.decompress(chunk, max(self._left, 0) + 1)
         except zlib.error:
             raise Refusal(400, f"the body is damaged, or no {self._name}") from None
         self._left -= len(inflated)
         if self._left < 0:
             raise Refusal(413, f"the body inflates to more than {self._max_bytes / 1e6:g} MB")
         if self._stream.unused_data:
-            raise self._too_long()
+            raise Refusal(400, f"something follows the end of the {self._name} body")
         return inflated
 
     def finish(self) -> None:
         """Judge the body as a whole, after its last chunk."""
         if not self._stream.eof:
             raise Refusal(400, f"the {self._name} body ends too early")
-
-    def _too_long(self) -> Refusal:
-        return Refusal(400, f"something follows the end of the {self._name} body")
 
 
 def compress(body: bytes, accept_encoding: str | None) -> tuple[bytes, str | None]:
