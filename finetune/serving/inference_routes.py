@@ -112,6 +112,7 @@ def inference_router(repository: Repository, limits: LimitsConfig, parsing: Exec
             answer, encoding = compress(answer, request.headers.get("accept-encoding"))
             if encoding is not None:
                 headers["Content-Encoding"] = encoding
+                headers["Vary"] = "Accept-Encoding"
         return Response(answer, headers=headers)
 
     @router.post("/repository/index")
