@@ -73,7 +73,8 @@ def set_up(form: Form, stream: TextIO | None = None) -> None:
 
 def _message(record: logging.LogRecord) -> str:
     try:
-        return record.getMessage()
+        # uvicorn ends some of its messages with a line end
+        return record.getMessage().removesuffix("\n")
     except Exception:
         return f"{_shown(record.msg)} {_shown(record.args)}"
 

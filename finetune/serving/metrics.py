@@ -12,20 +12,13 @@ from threading import Lock
 
 import numpy as np
 from numpy.typing import NDArray
-from prometheus_client import (
-    CONTENT_TYPE_PLAIN_0_0_4,
-    CollectorRegistry,
-    Counter,
-    Gauge,
-    Histogram,
-    Metric,
-    generate_latest,
-)
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, generate_latest
 from prometheus_client.core import GaugeMetricFamily
 
 from finetune.serving.model_metrics import MODEL, SECONDS, Families, ModelMetrics
 from finetune.serving.statistics import triton_families
 
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 UNTYPED_OF_TRITON = re.compile(rb"(?m)^(# TYPE nv_\w+) untyped$")
 
 
@@ -58,7 +51,7 @@ class Metrics:
     def text(self) -> tuple[bytes, str]:
         """Return the body and the content type of GET /metrics."""
         body = generate_latest(_WithoutTimes(self._registry))
-        return UNTYPED_OF_TRITON.sub(rb"\1 counter", body), CONTENT_TYPE_PLAIN_0_0_4
+        return UNTYPED_OF_TRITON.sub(rb"\1 counter", body), CONTENT_TYPE
 
     def request(self, route: str, code: int, seconds: float) -> None:
         """A request was answered; route: the template of its path, never the path itself."""

@@ -14,27 +14,7 @@ from finetune.serving.drift import Drift
 from finetune.serving.statistics import Failure, Statistics
 
 # 1 ms to 10 s: a photo on a GPU, and a queue that nobody should stand in.
-SECONDS = (
-    0.001,
-    0.002,
-    0.004,
-    0.006,
-    0.01,
-    0.015,
-    0.025,
-    0.04,
-    0.06,
-    0.1,
-    0.15,
-    0.25,
-    0.4,
-    0.6,
-    1.0,
-    1.5,
-    2.5,
-    5.0,
-    10.0,
-)
+SECONDS = (0.001, 0.002, 0.004, 0.006, 0.01, 0.015, 0.025, 0.04, 0.06, 0.1, 0.15, 0.25, 0.4, 0.6, 1, 1.5, 2.5, 5, 10)
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
 CONFIDENCES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.999, 1.0)
 # Each class of a model is a series that Prometheus keeps for weeks.
