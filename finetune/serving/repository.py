@@ -162,7 +162,8 @@ class Repository:
             {"name": target.model, "version": str(target.version), "state": "UNAVAILABLE", "reason": reason}
             for target, (_, reason) in self._failed.items()
         ]
-        return rows + [{"name": name, "state": "UNAVAILABLE", "reason": "unloaded"} for name in sorted(self._unloaded)]
+        gone = {"version": "", "state": "UNAVAILABLE", "reason": "unloaded"}
+        return rows + [{"name": name, **gone} for name in sorted(self._unloaded)]
 
     def close(self) -> None:
         for model in self.everything:

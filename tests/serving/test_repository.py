@@ -1,0 +1,234 @@
+"""Models that come, change and go under a server that goes on answering."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from finetune.errors import FinetuneError
+from finetune.serving.refusal import Refusal
+from finetune.serving.repository import Repository
+from tests.conftest import rewrite_bundle
+from tests.serving.conftest import assembled
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture
+def models(tiny_models: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_models, tmp_path / "models"))
+
+
+@pytest.fixture
+def photo(tiny_models: Path) -> bytes:
+    return (tiny_models.parent / "photos" / "red" / "0.jpg").read_bytes()
+
+
+def add_version(models: Path, number: int) -> Path:
+    return Path(shutil.copytree(models / "tiny" / "1", models / "tiny" / str(number)))
+
+
+def damage(version: Path) -> None:
+    content = bytearray((version / "model.onnx").read_bytes())
+    content[len(content) // 2] ^= 1
+    (version / "model.onnx").write_bytes(bytes(content))
+
+
+async def opened(models: Path, **changed: object) -> Repository:
+    repository = assembled(models, **changed).repository
+    await repository.start()
+    return repository
+
+
+async def settled(repository: Repository) -> None:
+    """Look twice: what is new is opened when it has not changed between two looks."""
+    await repository.refresh()
+    await repository.refresh()
+
+
+def versions(repository: Repository) -> list[str]:
+    return [model.version for model in repository.everything]
+
+
+async def test_a_new_version_is_opened_and_the_old_one_let_go(models: Path, photo: bytes) -> None:
+    repository = await opened(models)
+    before = repository.choose("tiny")
+    add_version(models, 2)
+    await repository.refresh()
+    assert versions(repository) == ["1"], "its files might still be written"
+    await repository.refresh()
+    assert versions(repository) == ["2"]
+    assert repository.choose("tiny").version == "2"
+    (row,) = await repository.choose("tiny").classify([photo])
+    assert not isinstance(row, FinetuneError)
+    with pytest.raises(RuntimeError, match="closed"):
+        await before.classify([photo])
+
+
+async def test_requests_in_hand_are_answered_by_the_version_that_is_let_go(models: Path, photo: bytes) -> None:
+    repository = await opened(models)
+    asked = [asyncio.ensure_future(repository.choose("tiny").classify([photo] * 20)) for _ in range(3)]
+    add_version(models, 2)
+    await settled(repository)
+    assert versions(repository) == ["2"]
+    assert [len(rows) for rows in await asyncio.gather(*asked)] == [20, 20, 20]
+
+
+async def test_a_damaged_version_changes_nothing(models: Path, photo: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    service = assembled(models)
+    repository = service.repository
+    await repository.start()
+    damage(add_version(models, 2))
+    with caplog.at_level(logging.ERROR):
+        for _ in range(5):
+            await repository.refresh()
+    assert versions(repository) == ["1"]
+    said = [record.message for record in caplog.records if record.levelno >= logging.ERROR]
+    assert len(said) == 1, "it is tried and complained of once"
+    assert "tiny version 2 cannot be opened" in said[0]
+    assert "sha256 differs" in said[0]
+    (failed,) = [row for row in repository.index() if row["state"] == "UNAVAILABLE"]
+    assert failed["version"] == "2"
+    assert b'finetune_model_load_failures_total{model="tiny"} 1.0' in service.metrics.text()[0]
+    shutil.rmtree(models / "tiny" / "2")
+    add_version(models, 2)
+    await settled(repository)
+    assert versions(repository) == ["2"], "mended, it is taken"
+    assert all(row["state"] == "READY" for row in repository.index())
+
+
+async def test_what_is_damaged_at_the_start_is_not_served_at_all(models: Path) -> None:
+    damage(models / "tiny" / "1")
+    with pytest.raises(FinetuneError, match="sha256 differs"):
+        await opened(models)
+
+
+async def test_files_exchanged_in_place_are_opened_anew(models: Path, photo: bytes) -> None:
+    repository = await opened(models)
+    before = repository.choose("tiny")
+    rewrite_bundle(models / "tiny" / "1", temperature=2.0)
+    await settled(repository)
+    after = repository.choose("tiny")
+    assert after is not before
+    assert after.bundle.info.model.temperature == 2.0
+
+
+async def test_a_file_damaged_or_deleted_under_the_server_changes_nothing(models: Path, photo: bytes) -> None:
+    repository = await opened(models)
+    before = repository.choose("tiny")
+    damage(models / "tiny" / "1")
+    await settled(repository)
+    shutil.rmtree(models / "tiny")
+    await settled(repository)
+    shutil.rmtree(models)
+    await settled(repository)
+    assert repository.choose("tiny") is before
+    await before.classify([photo])
+
+
+async def test_deleting_the_newest_version_goes_back_to_the_one_before(models: Path) -> None:
+    add_version(models, 2)
+    repository = await opened(models)
+    assert versions(repository) == ["2"]
+    shutil.rmtree(models / "tiny" / "2")
+    await settled(repository)
+    assert versions(repository) == ["1"]
+
+
+async def test_a_new_model_is_opened(models: Path) -> None:
+    repository = await opened(models)
+    shutil.copytree(models / "tiny", models / "second")
+    await settled(repository)
+    assert repository.names == ["second", "tiny"]
+    assert repository.choose("second").name == "second"
+
+
+async def test_all_versions_answer_by_number(models: Path) -> None:
+    add_version(models, 2)
+    repository = await opened(models, versions="all")
+    assert repository.choose("tiny", "1").version == "1"
+    assert repository.choose("tiny").version == "2"
+    for wrong in ("3", "01", "latest", "-1", "1/../2", "9" * 5000, "²"):
+        with pytest.raises(Refusal) as refused:
+            repository.choose("tiny", wrong)
+        assert refused.value.status == 404
+    with pytest.raises(Refusal, match="did you mean 'tiny'"):
+        repository.choose("tinny", "1")
+
+
+async def test_routes_share_out_a_name_and_follow_their_file(models: Path, tmp_path: Path) -> None:
+    add_version(models, 2)
+    add_version(models, 3)
+    routes = tmp_path / "routes.yaml"
+    routes.write_text("tiny: {tiny/1: 90, tiny/2: 10}\nnext: tiny/3\n")
+    repository = await opened(models, routes=str(routes))
+    assert Counter(repository.choose("tiny").version for _ in range(100)) == {"1": 90, "2": 10}
+    assert repository.choose("next").version == "3"
+    assert repository.choose("tiny", "3").version == "3"
+    assert repository.names == ["next", "tiny"]
+
+    routes.write_text("tiny: tiny/2\n")
+    await settled(repository)
+    assert versions(repository) == ["2"], "pinned: newer ones are not even opened"
+    routes.write_text("tiny: tiny/9\n")
+    await settled(repository)
+    assert repository.choose("tiny").version == "2", "a route that leads nowhere is not taken"
+    routes.unlink()
+    await settled(repository)
+    assert repository.choose("tiny").version == "2"
+
+
+async def test_a_route_to_nowhere_is_refused_at_the_start(models: Path, tmp_path: Path) -> None:
+    routes = tmp_path / "routes.yaml"
+    routes.write_text("best: tiny/4\n")
+    with pytest.raises(FinetuneError, match=r"best leads to tiny/4, which is not served \(served: tiny/1\)"):
+        await opened(models, routes=str(routes))
+
+
+async def test_a_model_is_unloaded_and_loaded_on_demand(models: Path, tmp_path: Path) -> None:
+    shutil.copytree(models / "tiny", models / "second")
+    repository = await opened(models, reload_s=0)
+    await repository.unload("second")
+    await settled(repository)
+    assert repository.names == ["tiny"], "nobody asked for it since"
+    assert {"name": "second", "version": "", "state": "UNAVAILABLE", "reason": "unloaded"} in repository.index()
+    with pytest.raises(Refusal) as refused:
+        await repository.unload("second")
+    assert refused.value.status == 404
+    await repository.load("second")
+    assert repository.names == ["second", "tiny"]
+    with pytest.raises(Refusal, match="no model 'third'"):
+        await repository.load("third")
+    damage(add_version(models, 2))
+    with pytest.raises(Refusal, match="tiny cannot be loaded"):
+        await repository.load("tiny")
+    assert versions(repository) == ["1", "1"]
+
+
+async def test_a_model_that_a_route_needs_is_not_unloaded(models: Path, tmp_path: Path) -> None:
+    routes = tmp_path / "routes.yaml"
+    routes.write_text("best: tiny/1\n")
+    repository = await opened(models, routes=str(routes))
+    with pytest.raises(Refusal, match="the routes best lead to tiny") as refused:
+        await repository.unload("tiny")
+    assert refused.value.status == 409
+    assert repository.choose("best").version == "1"
+
+
+async def test_the_folder_of_one_model_is_served_by_the_name_in_it(models: Path, tmp_path: Path) -> None:
+    mounted = Path(shutil.move(models / "tiny", tmp_path / "mounted"))
+    repository = await opened(mounted)
+    assert repository.names == ["tiny"]
+    shutil.copytree(mounted / "1", mounted / "2")
+    await settled(repository)
+    assert repository.choose(None).version == "2"
