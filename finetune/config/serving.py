@@ -56,6 +56,9 @@ class ServeConfig(Section):
     models: Place = Field(description="model repository, or the folder of one model")
     host: str = Field(description="address to listen on; 0.0.0.0 for every interface")
     port: Annotated[int, Field(ge=0, le=65535)] = Field(description="port to listen on; 0 takes a free one")
+    grpc_port: Annotated[int, Field(ge=1, le=65535)] | None = Field(
+        description="port for the same protocol over gRPC; null: none"
+    )
     device: Device = Field(description="auto: cuda if it works, else cpu; any other: that or refuse")
     engine_cache: EngineCache
     gpu_memory_mb: Count | None = Field(description="most GPU memory that a model may take; null: all there is")
@@ -76,6 +79,9 @@ class ServeConfig(Section):
     tls_cert: Place | None = Field(description="PEM file of the certificate chain; with it, HTTPS")
     tls_key: Place | None = Field(description="PEM file of the certificate's key")
     logs: Literal["auto", "text", "json"] = Field(description="auto: text on a terminal, else JSON, one object a line")
+    telemetry: Literal["none", "otlp"] = Field(
+        description="otlp: a trace of each request to OTEL_EXPORTER_OTLP_ENDPOINT, as OpenTelemetry's variables say"
+    )
     drain_s: Annotated[float, Field(ge=0)] = Field(
         description="seconds after SIGTERM in which it is not ready but still takes requests, for balancers to notice"
     )

@@ -23,6 +23,7 @@ import finetune
 from finetune.config import ServeConfig
 from finetune.serving.bodies import BodyLimits, ClientLeft
 from finetune.serving.envelope import Envelope
+from finetune.serving.grpc_server import GrpcServer
 from finetune.serving.guard import Guard
 from finetune.serving.inference_routes import inference_router
 from finetune.serving.keys import Keys
@@ -31,6 +32,7 @@ from finetune.serving.predict_route import predict_router
 from finetune.serving.refusal import Refusal
 from finetune.serving.repository import Repository
 from finetune.serving.status_routes import status_router
+from finetune.serving.telemetry import telemetry
 
 REFUSED = (400, 401, 403, 404, 408, 413, 415, 422, 429, 503, 504)
 
@@ -47,17 +49,21 @@ def create_app(
     metrics: Metrics,
     keys: Keys,
     decoding: Executor,
+    beside: GrpcServer | None,
     on_failure: Callable[[Exception], None],
 ) -> FastAPI:
     """Build the application over a repository that is opened, in the background, when it starts.
 
-    decoding: threads that photos are decoded on; on_failure: told what keeps the repository from being opened.
+    decoding: threads that photos are decoded on; beside: begins and ends with it; on_failure: told what keeps the
+    repository from being opened, or that one from listening.
     """
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        tending = asyncio.create_task(_tend(repository, on_failure))
+        tending = asyncio.create_task(_tend(repository, beside, on_failure))
         yield
+        if beside is not None:
+            await beside.stop()
         tending.cancel()
         with suppress(asyncio.CancelledError):
             await tending
@@ -72,6 +78,7 @@ def create_app(
         docs_url=None,
         redoc_url=None,
         responses={status: {"model": Problem} for status in REFUSED},
+        telemetry=telemetry(config.telemetry),
     )
     limits = config.limits
     # a form's photos stay in memory, as raw bodies do: the container's disk may be read-only
@@ -111,8 +118,10 @@ def create_app(
     return app
 
 
-async def _tend(repository: Repository, on_failure: Callable[[Exception], None]) -> None:
+async def _tend(repository: Repository, beside: GrpcServer | None, on_failure: Callable[[Exception], None]) -> None:
     try:
+        if beside is not None:
+            await beside.start()
         await repository.start()
     except Exception as failure:
         # a task has no caller to raise to: the server is told, stops, and reports it

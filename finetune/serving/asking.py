@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable
+from typing import Any
 
-from starlette.requests import Request
+from opentelemetry import trace
+from starlette.types import Receive
 
 from finetune.errors import ImageError
 from finetune.serving.batcher import Probabilities
@@ -13,20 +15,25 @@ from finetune.serving.bodies import ClientLeft, while_connected
 from finetune.serving.live import LiveModel
 from finetune.serving.refusal import Refusal
 
+# What a request turned out to be, for its line in the log.
+Facts = dict[str, Any]
 Row = Probabilities | ImageError
 
 
 async def ask(
-    request: Request, model: LiveModel, photos: int, deadline_s: float, answering: Awaitable[list[Row]]
+    model: LiveModel, photos: int, answering: Awaitable[list[Row]], deadline_s: float, receive: Receive, facts: Facts
 ) -> list[Row]:
     """Return a model's rows for one request, given up when its client leaves or its time is up, and count it.
 
-    Raises ClientLeft, Refusal 503 or 504, or what the model raises.
+    receive: of a request whose body was read; facts: takes what is worth a line in the log. Raises ClientLeft,
+    Refusal 503 or 504, or what the model raises.
     """
-    request.state.facts.update(model=f"{model.name}/{model.version}", photos=photos)
+    facts.update(model=f"{model.name}/{model.version}", photos=photos)
+    # of the span of this request, where there is one
+    trace.get_current_span().set_attributes({f"finetune.{name}": value for name, value in facts.items()})
     began = time.perf_counter()
     try:
-        rows = await while_connected(request.receive, deadline_s, answering)
+        rows = await while_connected(receive, deadline_s, answering)
     except ClientLeft:
         model.metrics.failed("CANCELED", time.perf_counter() - began)
         raise

@@ -72,11 +72,11 @@ def predict_router(repository: Repository, limits: LimitsConfig) -> APIRouter:
     ) -> Response:
         """Classify one photo or several. A photo that cannot be read has an error of its own; 422 where none can."""
         # an unknown name is refused before the photos are uploaded
-        repository.choose(model, version)
+        repository.require(model, version)
         photos = await _read_photos(request, limits.photos)
         chosen = repository.choose(model, version)
         answering = chosen.classify([raw for _, raw in photos])
-        rows = await ask(request, chosen, len(photos), limits.deadline_s, answering)
+        rows = await ask(chosen, len(photos), answering, limits.deadline_s, request.receive, request.state.facts)
         predictions: list[Prediction | Unreadable] = []
         for (name, _), row in zip(photos, rows, strict=True):
             if isinstance(row, ImageError):

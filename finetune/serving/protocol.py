@@ -73,6 +73,11 @@ def parse_request(body: bytes, header_length: str | None) -> InferRequest:
     except ValueError as error:
         hint = f"; is the header {HEADER_LENGTH} missing?" if header_length is None else ""
         raise Refusal(400, f"the request cannot be read as JSON: {error}{hint}") from None
+    return read_request(document, raw)
+
+
+def read_request(document: Json, raw: memoryview) -> InferRequest:
+    """Read a request from its JSON and the binary data behind it; anything malformed is refused with 400."""
     parameters = _parameters(document, "the request")
     binary_default = _flag(parameters, "binary_data_output", False, "the request")
     identity = document.get("id")
@@ -102,10 +107,7 @@ def render_response(
     entries: list[Json] = []
     parts: list[bytes] = []
     wanted = request.wanted(outputs)
-    for output in wanted:
-        tensor = of_array(output.name, outputs[output.name])
-        if output.classification:
-            tensor = _best_classes(tensor, output.classification, (labels or {}).get(output.name, ()))
+    for output, tensor in zip(wanted, answer_tensors(request, outputs, labels), strict=True):
         entry: Json = {"name": tensor.name, "datatype": tensor.datatype, "shape": tensor.shape}
         if output.binary:
             parts.append(to_raw(tensor))
@@ -121,6 +123,19 @@ def render_response(
         return text, {"Content-Type": "application/json"}
     headers = {"Content-Type": "application/octet-stream", HEADER_LENGTH: str(len(text))}
     return b"".join((text, *parts)), headers
+
+
+def answer_tensors(
+    request: InferRequest, outputs: Mapping[str, NDArray[Any]], labels: Mapping[str, Sequence[str]] | None = None
+) -> list[Tensor]:
+    """Return what a request wants of a model's outputs, each as values or as its best classes."""
+    tensors = []
+    for output in request.wanted(outputs):
+        tensor = of_array(output.name, outputs[output.name])
+        if output.classification:
+            tensor = _best_classes(tensor, output.classification, (labels or {}).get(output.name, ()))
+        tensors.append(tensor)
+    return tensors
 
 
 def _parted(body: bytes, header_length: str | None) -> tuple[bytes, memoryview]:

@@ -129,31 +129,20 @@ class Repository:
     def everything(self) -> list[LiveModel]:
         return [model for _, versions in sorted(self.models.items()) for _, model in sorted(versions.items())]
 
+    def require(self, name: str | None, version: str | None = None) -> None:
+        """Raise Refusal 400, 404 or 503 where `choose` would: before photos are uploaded for nothing."""
+        self._find(name, version)
+
     def choose(self, name: str | None, version: str | None = None) -> LiveModel:
         """Return the model that answers a name: the version asked for, a route's draw, or else the latest.
 
         Raises Refusal 400, 404 or 503.
         """
-        if not self.ready and not self.draining:
-            raise Refusal(503, "the models are still loading", retry_after_s=1)
-        if name is None:
-            if len(self.names) != 1:
-                raise Refusal(400, f"several models are served; name one of {', '.join(self.names)}")
-            name = self.names[0]
-        if version is not None:
-            versions = self.models.get(name)
-            if not versions:
-                raise self._unknown(name)
-            for number, model in versions.items():
-                if str(number) == version:
-                    return model
-            raise Refusal(404, f"no version {version[:20]} of {name} (served: {_listed(sorted(versions))})")
-        if name in self._routes:
-            drawn = self._routes[name].draw()
-            return self.models[drawn.model][drawn.version]
-        if name not in self.models:
-            raise self._unknown(name)
-        return self.models[name][max(self.models[name])]
+        found = self._find(name, version)
+        if isinstance(found, LiveModel):
+            return found
+        drawn = found.draw()
+        return self.models[drawn.model][drawn.version]
 
     def index(self) -> list[dict[str, str]]:
         """Return each version's state in the protocol's words, and why one is not ready."""
@@ -169,6 +158,25 @@ class Repository:
         for model in self.everything:
             model.retire()
         self._thread.shutdown(wait=False, cancel_futures=True)
+
+    def _find(self, name: str | None, version: str | None) -> LiveModel | Route:
+        if not self.ready and not self.draining:
+            raise Refusal(503, "the models are still loading", retry_after_s=1)
+        if name is None:
+            if len(self.names) != 1:
+                raise Refusal(400, f"several models are served; name one of {', '.join(self.names)}")
+            name = self.names[0]
+        if version is None and name in self._routes:
+            return self._routes[name]
+        versions = self.models.get(name)
+        if not versions:
+            raise self._unknown(name)
+        if version is None:
+            return versions[max(versions)]
+        for number, model in versions.items():
+            if str(number) == version:
+                return model
+        raise Refusal(404, f"no version {version[:20]} of {name} (served: {_listed(sorted(versions))})")
 
     async def _in_thread(self, function: Callable[..., Any], *arguments: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._thread, function, *arguments)

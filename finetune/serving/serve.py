@@ -24,6 +24,7 @@ from finetune.parallel import usable_cores
 from finetune.serving import logs
 from finetune.serving.app import create_app
 from finetune.serving.connection import connection_type
+from finetune.serving.grpc_server import GrpcServer
 from finetune.serving.keys import read_keys
 from finetune.serving.live import LiveModel, open_live
 from finetune.serving.metrics import Metrics
@@ -78,7 +79,9 @@ def assemble(config: ServeConfig, on_failure: Callable[[Exception], None]) -> Se
         return open_live(folder, target, config, decoding, metrics)
 
     repository = Repository(config, open_model, metrics)
-    app = create_app(config, repository, metrics, read_keys(config.keys), decoding, on_failure)
+    keys = read_keys(config.keys)
+    beside = GrpcServer(config, repository, metrics, keys) if config.grpc_port else None
+    app = create_app(config, repository, metrics, keys, decoding, beside, on_failure)
     return Service(app, repository, metrics)
 
 

@@ -1,0 +1,166 @@
+"""The Open Inference Protocol over gRPC, asked by NVIDIA's own client in a process beside a real server."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import re
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+import tritonclient.grpc as triton
+import tritonclient.grpc.aio as triton_aio
+from numpy.typing import NDArray
+from tritonclient.utils import InferenceServerException
+
+from finetune.bundle import open_bundle
+from finetune.preprocess import load_pixels
+from finetune.serving.predictor import open_predictor
+from tests.serving.conftest import Server, start
+
+KEY, CHIEF = "a-clerk-who-asks", "a-chief-who-rules"
+
+
+@pytest.fixture(scope="module")
+def server(tiny_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("grpc")
+    (folder / "keys").write_text(
+        f"clerk predict {hashlib.sha256(KEY.encode()).hexdigest()}\n"
+        f"chief admin {hashlib.sha256(CHIEF.encode()).hexdigest()}\n"
+    )
+    words = [f"grpc_port={free_port()}", f"keys={folder / 'keys'}", "limits.photos=3", "limits.body_mb=1", "logs=text"]
+    running = start(tiny_models, folder / "log", *words)
+    yield running
+    running.process.terminate()
+    assert running.process.wait(20) == 0
+    assert "Traceback" not in running.log.read_text()
+
+
+@pytest.fixture(scope="module")
+def address(server: Server) -> str:
+    found = re.search(r"serving gRPC at ([\d.]+:\d+)", server.log.read_text())
+    assert found
+    return found[1]
+
+
+@pytest.fixture(scope="module")
+def client(address: str) -> Iterator[triton.InferenceServerClient]:
+    with triton.InferenceServerClient(address) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def raw(tiny_models: Path) -> bytes:
+    return (tiny_models.parent / "photos" / "red" / "0.jpg").read_bytes()
+
+
+BEARER = {"authorization": f"Bearer {KEY}"}
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def files(*photos: bytes) -> triton.InferInput:
+    tensor = triton.InferInput("encoded_images", [len(photos)], "BYTES")
+    tensor.set_data_from_numpy(np.array(photos, dtype=object))
+    return tensor
+
+
+def decoded(images: NDArray[np.uint8]) -> triton.InferInput:
+    tensor = triton.InferInput("images", list(images.shape), "UINT8")
+    tensor.set_data_from_numpy(images)
+    return tensor
+
+
+def refused(status: str, call: object, *arguments: object, **keywords: object) -> str:
+    with pytest.raises(InferenceServerException) as error:
+        call(*arguments, **keywords)  # type: ignore[operator]
+    assert str(error.value.status()) == f"StatusCode.{status}"
+    return str(error.value.message())
+
+
+def test_it_says_what_it_is(client: triton.InferenceServerClient) -> None:
+    assert client.is_server_live()
+    assert client.is_server_ready()
+    assert client.is_model_ready("tiny", headers=BEARER)
+    assert client.get_server_metadata(headers=BEARER).name == "finetune-service"
+    metadata = client.get_model_metadata("tiny", headers=BEARER)
+    assert [entry.name for entry in metadata.inputs] == ["images", "encoded_images"]
+    assert list(metadata.outputs[0].shape) == [-1, 3]
+    (model,) = client.get_model_repository_index(headers=BEARER).models
+    assert (model.name, model.version, model.state) == ("tiny", "1", "READY")
+
+
+def test_it_answers_as_http_does(client: triton.InferenceServerClient, server: Server, raw: bytes) -> None:
+    answer = httpx.post(f"{server.address}/predict", content=raw, headers=BEARER).json()
+    (prediction,) = answer["predictions"]
+    result = client.infer("tiny", [files(raw, raw)], headers=BEARER, request_id="seven")
+    rows = result.as_numpy("probabilities")
+    assert rows.shape == (2, 3)
+    assert rows.max(axis=1) == pytest.approx([prediction["probability"]] * 2, abs=1e-6)
+    assert result.get_response().id == "seven"
+    wanted = [triton.InferRequestedOutput("probabilities", class_count=1)]
+    best = client.infer("tiny", [files(raw)], outputs=wanted, headers=BEARER).as_numpy("probabilities")
+    assert best[0][0].decode().split(":")[2] == "red"
+
+
+def test_decoded_photos_are_answered_too(client: triton.InferenceServerClient, tiny_models: Path, raw: bytes) -> None:
+    predictor = open_predictor(open_bundle(tiny_models / "tiny"), "cpu", 1)
+    images = np.stack([load_pixels(raw, predictor.preprocessing)])
+    rows = client.infer("tiny", [decoded(images)], model_version="1", headers=BEARER).as_numpy("probabilities")
+    assert rows == pytest.approx(predictor.run(images), abs=1e-6)
+
+
+def test_the_asynchronous_client_is_answered(address: str, raw: bytes) -> None:
+    async def ask() -> list[float]:
+        async with triton_aio.InferenceServerClient(address) as client:
+            asked = [client.infer("tiny", [files(raw)], headers=BEARER) for _ in range(10)]
+            return [float(result.as_numpy("probabilities").max()) for result in await asyncio.gather(*asked)]
+
+    answers = asyncio.run(ask())
+    assert len(answers) == 10
+    assert max(answers) == pytest.approx(min(answers))
+
+
+def test_what_is_wrong_is_said_as_the_protocol_does(client: triton.InferenceServerClient, raw: bytes) -> None:
+    infer = client.infer
+    assert "did you mean 'tiny'" in refused("NOT_FOUND", infer, "tinny", [files(raw)], headers=BEARER)
+    assert "not an image" in refused("INVALID_ARGUMENT", infer, "tiny", [files(b"words")], headers=BEARER)
+    assert "at most 3" in refused("RESOURCE_EXHAUSTED", infer, "tiny", [files(*[raw] * 4)], headers=BEARER)
+    refused("RESOURCE_EXHAUSTED", infer, "tiny", [files(bytes(2_000_000))], headers=BEARER)
+    small = decoded(np.zeros((1, 8, 8, 3), np.uint8))
+    assert "must be UINT8 [N, 64, 64, 3]" in refused("INVALID_ARGUMENT", infer, "tiny", [small], headers=BEARER)
+    refused("UNIMPLEMENTED", client.get_model_config, "tiny", headers=BEARER)
+    assert client.is_server_ready()
+
+
+def test_keys_hold_for_it_too(client: triton.InferenceServerClient, raw: bytes) -> None:
+    assert "a key is needed" in refused("UNAUTHENTICATED", client.infer, "tiny", [files(raw)])
+    assert "admin" in refused("PERMISSION_DENIED", client.unload_model, "tiny", headers=BEARER)
+    chief = {"authorization": f"Bearer {CHIEF}"}
+    client.unload_model("tiny", headers=chief)
+    refused("NOT_FOUND", client.infer, "tiny", [files(raw)], headers=BEARER)
+    client.load_model("tiny", headers=chief)
+    assert client.is_model_ready("tiny", headers=BEARER)
+    statistics = client.get_inference_statistics("tiny", headers=BEARER).model_stats[0]
+    assert statistics.inference_count == 0, "it counts since it was loaded"
+    client.infer("tiny", [files(raw)], headers=BEARER)
+    statistics = client.get_inference_statistics("tiny", headers=BEARER).model_stats[0]
+    assert (statistics.inference_count, statistics.inference_stats.success.count) == (1, 1)
+
+
+def test_a_port_in_use_ends_the_server_with_the_reason(tiny_models: Path, address: str) -> None:
+    taken = address.partition(":")[2]
+    command = [sys.executable, "-m", "finetune", "serve", f"models={tiny_models}", "port=0", f"grpc_port={taken}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert f"cannot listen on 127.0.0.1:{taken}; choose another grpc_port=" in done.stderr
