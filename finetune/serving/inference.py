@@ -31,9 +31,9 @@ async def infer(
 
     receive: tells that the client has left, as in ASGI; facts: takes what is worth a line in the log.
     """
-    photos, answering = _answering(model, asked, limits.photos)
     # an unknown output is refused before the model runs
     asked.wanted((OUTPUT,))
+    photos, answering = _answering(model, asked, limits.photos)
     deadline_s = min(limits.deadline_s, asked.timeout_s or limits.deadline_s)
     rows = await ask(model, photos, answering, deadline_s, receive, facts)
     return {OUTPUT: np.stack(_require_readable(rows))}

@@ -32,22 +32,26 @@ def status_router(repository: Repository, metrics: Metrics) -> APIRouter:
         if not repository.ready:
             raise Refusal(503, "the models are still loading", retry_after_s=1)
 
+    @router.head("/healthz", include_in_schema=False)
     @router.get("/healthz")
     async def healthz() -> dict[str, str]:
         """Answer 200 while the process lives."""
         return {"status": "alive"}
 
+    @router.head("/readyz", include_in_schema=False)
     @router.get("/readyz")
     async def readyz() -> dict[str, str]:
         """Answer 200 once every model has answered on its device, until the server is told to end."""
         require_ready()
         return {"status": "ready"}
 
+    @router.head("/v2/health/live", include_in_schema=False)
     @router.get("/v2/health/live", response_class=Response)
     async def live() -> Response:
         """Answer 200 while the process lives."""
         return Response()
 
+    @router.head("/v2/health/ready", include_in_schema=False)
     @router.get("/v2/health/ready", response_class=Response)
     async def ready() -> Response:
         """Answer 200 once every model has answered on its device, until the server is told to end."""
@@ -65,6 +69,7 @@ def status_router(repository: Repository, metrics: Metrics) -> APIRouter:
         body, kind = metrics.text()
         return Response(body, media_type=kind)
 
+    @router.head("/", include_in_schema=False)
     @router.get("/", include_in_schema=False)
     async def page() -> HTMLResponse:
         content = files("finetune.serving").joinpath("page.html").read_text(encoding="utf-8")

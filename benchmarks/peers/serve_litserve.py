@@ -1,0 +1,43 @@
+"""LitServe with its batching: photos are decoded as requests come in and run together, up to 4 after up to 5 ms.
+
+python benchmarks/peers/serve_litserve.py BUNDLE PORT
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import litserve
+import numpy as np
+from fastapi import UploadFile
+
+from finetune.bundle import open_bundle
+from finetune.preprocess import load_pixels
+from finetune.serving.predictor import open_predictor
+
+
+class Classifier(litserve.LitAPI):
+    def setup(self, device: str) -> None:
+        self.predictor = open_predictor(open_bundle(Path(sys.argv[1])), "cpu")
+
+    def decode_request(self, request: UploadFile) -> np.ndarray:
+        return load_pixels(request.file.read(), self.predictor.preprocessing)
+
+    def batch(self, inputs: list[np.ndarray]) -> np.ndarray:
+        return np.stack(inputs)
+
+    def predict(self, images: np.ndarray) -> np.ndarray:
+        return self.predictor.run(images)
+
+    def unbatch(self, rows: np.ndarray) -> list[np.ndarray]:
+        return list(rows)
+
+    def encode_response(self, row: np.ndarray) -> dict[str, Any]:
+        return {"predictions": [self.predictor.explain(row, 5).model_dump()]}
+
+
+if __name__ == "__main__":
+    server = litserve.LitServer(
+        Classifier(max_batch_size=4, batch_timeout=0.005, api_path="/predict"), accelerator="cpu", timeout=60
+    )
+    server.run(host="127.0.0.1", port=int(sys.argv[2]), generate_client_file=False, log_level="warning")

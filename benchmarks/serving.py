@@ -1,0 +1,226 @@
+"""This server beside its peers and beside the machine's limit: same model, same photo, same cores, in turns.
+
+    python benchmarks/serving.py BUNDLE PHOTO [--reduced BUNDLE] [--seconds 8] [--rounds 3]
+
+BUNDLE: a model's folder, such as models/textile; --reduced: the same model in int8, say. Every server is started here,
+on loopback, and stays up; in each round each is asked by 1, 16 and 64 clients in turn. The limit is what the cores can
+decode and run with no server at all: one thread a core, each decoding and running photo after photo, or all cores on
+one photo, whichever does more. The peers need `pip install '.[peers]'`; one that is not there is left out, aloud.
+
+Then what overload does: requests at random moments, at 0.8 times and at twice what the server can answer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from socket import socket
+from urllib.error import URLError
+from urllib.request import urlopen
+
+from finetune.bundle import open_bundle
+from finetune.parallel import usable_cores
+from finetune.preprocess import load_pixels
+from finetune.serving.predictor import Predictor, open_predictor
+
+HERE = Path(__file__).parent
+CLIENTS = (1, 16, 64)
+# Of the queue under overload: what a service with a promise of a tenth of a second would set.
+OVERLOAD_WAIT_S = 0.1
+FORM = "multipart/form-data; boundary=edge; field="
+
+
+@dataclass
+class Served:
+    """One server and what it did. kind: the content type that it takes a photo as."""
+
+    name: str
+    port: int
+    kind: str = "image/jpeg"
+    measured: dict[int, list[dict[str, float]]] = field(default_factory=dict)
+
+    def median(self, clients: int, figure: str) -> float:
+        return statistics.median(row[figure] for row in self.measured[clients])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("photo", type=Path)
+    parser.add_argument("--reduced", type=Path)
+    parser.add_argument("--seconds", type=float, default=8)
+    parser.add_argument("--rounds", type=int, default=3)
+    given = parser.parse_args()
+    raw = given.photo.read_bytes()
+    with ExitStack() as running:
+        servers = [running.enter_context(one) for one in _servers(given.bundle, given.reduced)]
+        limits, alone = [], []
+        for _ in range(given.rounds):
+            limits.append(limit(given.bundle, raw, given.seconds))
+            alone.append(one_photo_ms(given.bundle, raw))
+            for clients in CLIENTS:
+                for server in servers:
+                    row = load(server, given.photo, given.seconds, "clients", clients)
+                    server.measured.setdefault(clients, []).append(row)
+        report(servers, statistics.median(limits), statistics.median(alone))
+    with _finetune("overloaded", given.bundle, f"limits.wait_s={OVERLOAD_WAIT_S}") as server:
+        overload(server, given.photo, given.seconds, given.rounds)
+
+
+def report(servers: list[Served], limit_per_s: float, alone_ms: float) -> None:
+    print(f"{usable_cores()} cores; no server: {limit_per_s:.1f} photos/s; decode and run of one: {alone_ms:.1f} ms\n")
+    print("| server | clients | photos/s | of the limit | p50 ms | p99 ms | p99/p50 | failed |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    for clients in CLIENTS:
+        for server in servers:
+            rate, p50, p99 = (server.median(clients, figure) for figure in ("answered", "p50", "p99"))
+            failed = sum(row["failed"] + row["refused"] for row in server.measured[clients])
+            shares = f"{rate / limit_per_s:.2f} | {p50:.1f} | {p99:.1f} | {p99 / p50:.2f}"
+            print(f"| {server.name} | {clients} | {rate:.1f} | {shares} | {failed:.0f} |")
+    ours = servers[0]
+    print(f"\none client: p50 {ours.median(1, 'p50') / alone_ms:.2f} times decode and run")
+    for server in servers[1:]:
+        ratios = [a["answered"] / b["answered"] for a, b in zip(ours.measured[16], server.measured[16], strict=True)]
+        print(
+            f"16 clients: {statistics.median(ratios):.2f} times {server.name} ({min(ratios):.2f} to {max(ratios):.2f})"
+        )
+
+
+def overload(server: Served, photo: Path, seconds: float, rounds: int) -> None:
+    ratios = []
+    for _ in range(rounds):
+        most = load(server, photo, seconds, "clients", 8)["answered"]
+        calm = load(server, photo, seconds, "rate", 0.8 * most)
+        flood = load(server, photo, seconds, "rate", 2 * most)
+        ratios.append(flood["p99"] / calm["p99"])
+        print(f"\nanswers {most:.0f}/s; p99, answered and refused a second:")
+        for share, row in ((0.8, calm), (2, flood)):
+            print(f"  at {share:g} of it {row['p99']:.0f} ms, {row['answered']:.0f}, {row['refused']:.1f}")
+    print(f"p99 at twice the load over p99 at 0.8: {_spread(ratios)}")
+
+
+def _spread(ratios: list[float]) -> str:
+    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+
+
+def limit(bundle: Path, raw: bytes, seconds: float) -> float:
+    """Return the photos a second that the cores decode and run without a server, in the better of two ways."""
+    cores = usable_cores()
+    return max(_rate(bundle, raw, seconds / 2, cores, 1), _rate(bundle, raw, seconds / 2, 1, cores))
+
+
+def _rate(bundle: Path, raw: bytes, seconds: float, threads: int, cores_each: int) -> float:
+    predictor = open_predictor(open_bundle(bundle), "cpu", cores_each)
+    predictor.warm_up()
+    stop = time.perf_counter() + seconds
+
+    def work(_: int) -> int:
+        photos = 0
+        while time.perf_counter() < stop:
+            _classify(predictor, raw)
+            photos += 1
+        return photos
+
+    with ThreadPoolExecutor(threads) as pool:
+        return sum(pool.map(work, range(threads))) / seconds
+
+
+def one_photo_ms(bundle: Path, raw: bytes) -> float:
+    """Return the median time of one photo from file to probabilities on all cores."""
+    predictor = open_predictor(open_bundle(bundle), "cpu")
+    predictor.warm_up()
+    times = []
+    for _ in range(50):
+        began = time.perf_counter()
+        _classify(predictor, raw)
+        times.append(1000 * (time.perf_counter() - began))
+    return statistics.median(times)
+
+
+def _classify(predictor: Predictor, raw: bytes) -> None:
+    predictor.explain(predictor.run(load_pixels(raw, predictor.preprocessing)[None])[0], 5)
+
+
+def load(server: Served, photo: Path, seconds: float, way: str, amount: float) -> dict[str, float]:
+    command = [sys.executable, HERE / "load.py", str(server.port), photo, str(seconds), way, str(amount), server.kind]
+    row: dict[str, float] = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
+    print(f"{server.name}, {amount:g} {way}: {row['answered']:.1f}/s, p99 {row['p99']:.0f} ms", file=sys.stderr)
+    return row
+
+
+def _servers(bundle: Path, reduced: Path | None) -> Iterator[object]:
+    yield _finetune("finetune serve", bundle)
+    if reduced is not None:
+        yield _finetune(f"finetune serve, {open_bundle(reduced).info.precision}", reduced)
+    yield _started("FastAPI + onnxruntime", [sys.executable, HERE / "peers" / "serve_fastapi.py", bundle])
+    if find_spec("litserve") is None:
+        print("LitServe is left out: pip install '.[peers]'", file=sys.stderr)
+    else:
+        yield _started("LitServe", [sys.executable, HERE / "peers" / "serve_litserve.py", bundle], FORM + "request")
+    if find_spec("bentoml") is None:
+        print("BentoML is left out: pip install '.[peers]'", file=sys.stderr)
+    else:
+        words = ["-m", "bentoml", "serve", "benchmarks.peers.serve_bentoml:Classifier", "--port"]
+        yield _started("BentoML", [sys.executable, *words], FORM + "photos", BUNDLE=str(bundle))
+
+
+def _finetune(name: str, bundle: Path, *words: str) -> object:
+    command = [sys.executable, "-m", "finetune", "serve", f"models={bundle}", "reload_s=0", "logs=json", *words]
+    return _started(name, [*command, "port="])
+
+
+@contextmanager
+def _started(name: str, command: list[str | Path], kind: str = "image/jpeg", **environment: str) -> Iterator[Served]:
+    """Start a server whose last word is, or goes on with, its port; wait until anything answers there."""
+    with socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    words = [str(word) for word in command]
+    words = [*words[:-1], f"{words[-1]}{port}"] if words[-1].endswith("=") else [*words, str(port)]
+    root = str(HERE.parent)
+    process = subprocess.Popen(
+        words,
+        env={**os.environ, "PYTHONPATH": root, **environment},
+        cwd=root,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        _wait(name, port, process)
+        yield Served(name, port, kind)
+    finally:
+        os.killpg(process.pid, 15)
+        process.wait()
+
+
+def _wait(name: str, port: int, process: subprocess.Popen[bytes]) -> None:
+    for _ in range(600):
+        if process.poll() is not None:
+            raise SystemExit(f"{name} has ended with exit code {process.returncode}")
+        try:
+            with urlopen(f"http://127.0.0.1:{port}/readyz", timeout=1):
+                return
+        except URLError as error:
+            # a server without such a route is up, too
+            if getattr(error, "code", 0) == 404:
+                return
+        except OSError:
+            pass
+        time.sleep(0.1)
+    raise SystemExit(f"{name} does not answer")
+
+
+if __name__ == "__main__":
+    main()
