@@ -62,6 +62,9 @@ def open_session(
 def _on_cpu(model: Path | bytes, threads: int | None, why: str) -> Session:
     options = _options()
     options.intra_op_num_threads = threads or usable_cores()
+    # else its threads wait for the next layer, and after the last one for the next run, by burning the cores that
+    # photos are decoded on and other models run on
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return Session(ort.InferenceSession(_source(model), options, providers=[CPU]), "cpu", why)
 
 

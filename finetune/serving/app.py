@@ -111,7 +111,7 @@ def create_app(
             CORSMiddleware, allow_origins=config.cors, allow_methods=["GET", "POST"], allow_headers=["*"]
         )
     app.add_middleware(Envelope, metrics=metrics, is_draining=lambda: repository.draining)
-    app.include_router(predict_router(repository, limits))
+    app.include_router(predict_router(repository, limits, decoding))
     app.include_router(status_router(repository, metrics))
     app.include_router(inference_router(repository, limits, decoding))
     app.mount("/docs-assets", StaticFiles(packages=[("fastapi_offline", "static")]))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
+from concurrent.futures import Executor
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
@@ -60,7 +62,8 @@ class Answer(BaseModel):
     predictions: list[Prediction | Unreadable]
 
 
-def predict_router(repository: Repository, limits: LimitsConfig) -> APIRouter:
+def predict_router(repository: Repository, limits: LimitsConfig, parsing: Executor) -> APIRouter:
+    """parsing: threads for what takes long to parse."""
     router = APIRouter(tags=["predict"])
 
     @router.post("/predict", openapi_extra=BODY, response_model=Answer)
@@ -73,7 +76,7 @@ def predict_router(repository: Repository, limits: LimitsConfig) -> APIRouter:
         """Classify one photo or several. A photo that cannot be read has an error of its own; 422 where none can."""
         # an unknown name is refused before the photos are uploaded
         repository.require(model, version)
-        photos = await _read_photos(request, limits.photos)
+        photos = await _read_photos(request, limits.photos, parsing)
         chosen = repository.choose(model, version)
         answering = chosen.classify([raw for _, raw in photos])
         rows = await ask(chosen, len(photos), answering, limits.deadline_s, request.receive, request.state.facts)
@@ -92,11 +95,11 @@ def predict_router(repository: Repository, limits: LimitsConfig) -> APIRouter:
     return router
 
 
-async def _read_photos(request: Request, most: int) -> list[tuple[str, bytes]]:
+async def _read_photos(request: Request, most: int, parsing: Executor) -> list[tuple[str, bytes]]:
     """Return each photo's name and bytes; a raw body has no name."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "application/json":
-        photos = _from_json(await request.body())
+        photos = await asyncio.get_running_loop().run_in_executor(parsing, _from_json, await request.body())
     elif kind.startswith("multipart/"):
         photos = await _from_form(request, most)
     else:
