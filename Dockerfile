@@ -66,11 +66,14 @@ ENV PATH=/opt/finetune/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 OR
 USER 1000:1000
 EXPOSE 8000
 STOPSIGNAL SIGTERM
-# asks the port that the server, process 1, was given; http.client, as urllib would go through an http_proxy
+# asks as the server, process 1, was told to listen: host=, port= and with tls_cert= over TLS, whose certificate is not
+# judged, as it names the service and not this address; http.client, as urllib would go through an http_proxy
 HEALTHCHECK --interval=10s --timeout=5s --start-period=60s CMD ["python3", "-I", "-c", "\
-import http.client as h; \
-ports = [a[5:] for a in open('/proc/1/cmdline').read().split(chr(0)) if a.startswith('port=')]; \
-c = h.HTTPConnection('127.0.0.1', int((ports or [8000])[-1]), timeout=4); \
+import http.client as h, ssl; \
+told = dict(w.split('=', 1) for w in open('/proc/1/cmdline').read().split(chr(0)) if '=' in w); \
+to = told.get('host', '127.0.0.1'), int(told.get('port', 8000)); \
+tls = told.get('tls_cert', 'null') != 'null'; \
+c = h.HTTPSConnection(*to, timeout=4, context=ssl._create_unverified_context()) if tls else h.HTTPConnection(*to, timeout=4); \
 c.request('GET', '/readyz'); \
 raise SystemExit(c.getresponse().status != 200)"]
 ENTRYPOINT ["finetune", "serve", "models=/models", "host=0.0.0.0"]
