@@ -83,13 +83,17 @@ class Preprocessing(BaseModel):
 
 
 def load_pixels(
-    source: Readable | bytes, preprocessing: Preprocessing, formats: tuple[str, ...] | None = None
+    source: Readable | bytes,
+    preprocessing: Preprocessing,
+    formats: tuple[str, ...] | None = None,
+    max_pixels: int = MAX_PIXELS,
 ) -> Pixels:
     """Decode a photo and bring it to the model's size; returns (image_size, image_size, 3) uint8 RGB.
 
-    formats: Pillow format names to accept, all by default. Raises ImageError with the file and the reason.
+    formats: Pillow format names to accept, all by default; max_pixels: up to MAX_PIXELS. Raises ImageError with the
+    file and the reason.
     """
-    image = decode(source, formats, preprocessing.wanted_px, preprocessing.alpha_over)
+    image = decode(source, formats, preprocessing.wanted_px, preprocessing.alpha_over, max_pixels)
     size = (preprocessing.image_size, preprocessing.image_size)
     if preprocessing.fit == "squash":
         return np.asarray(image.resize(size, preprocessing.resampling))
@@ -102,11 +106,12 @@ def decode(
     formats: tuple[str, ...] | None = None,
     wanted_px: int | None = None,
     alpha_over: AlphaOver = "white",
+    max_pixels: int = MAX_PIXELS,
 ) -> Image.Image:
     """Decode a photo to an upright RGB image: `open_image`, then `to_upright_rgb`; an ImageError names the file."""
     raw = source if isinstance(source, bytes) else source.read_bytes()
     try:
-        with open_image(raw, formats) as image:
+        with open_image(raw, formats, max_pixels) as image:
             return to_upright_rgb(image, wanted_px, alpha_over)
     except ImageError as error:
         if isinstance(source, bytes):
@@ -115,16 +120,18 @@ def decode(
 
 
 @contextmanager
-def open_image(raw: bytes, formats: tuple[str, ...] | None = None) -> Iterator[Image.Image]:
+def open_image(
+    raw: bytes, formats: tuple[str, ...] | None = None, max_pixels: int = MAX_PIXELS
+) -> Iterator[Image.Image]:
     """Read an image's header; what fails in the block, decoding too, becomes an ImageError with the reason.
 
-    Refused before any pixel is decoded where the header shows more than MAX_PIXELS.
+    Refused before any pixel is decoded where the header shows more than max_pixels.
     """
     if not raw:
         raise ImageError("empty file (0 bytes)", kind="empty")
     try:
         with Image.open(io.BytesIO(raw), formats=formats) as image:
-            _require_size(image)
+            _require_size(image, max_pixels)
             yield image
     except UnidentifiedImageError:
         raise ImageError("not an image in a format that can be read", kind="not_an_image") from None
@@ -182,12 +189,12 @@ def has_alpha(image: Image.Image) -> bool:
     return "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "La", "RGBa")
 
 
-def _require_size(image: Image.Image) -> None:
+def _require_size(image: Image.Image, max_pixels: int) -> None:
     """Judge by the header: a few bytes can claim gigabytes of pixels."""
-    limit = MAX_DEEP_PIXELS if _is_wide(image) else MAX_PIXELS
+    limit = min(max_pixels, MAX_DEEP_PIXELS) if _is_wide(image) else max_pixels
     if image.width * image.height > limit:
         depth = " of more than 8 bits" if _is_wide(image) else ""
-        message = f"{image.width}x{image.height}{depth} is more than {limit // 10**6} megapixels"
+        message = f"{image.width}x{image.height}{depth} is more than {limit / 1e6:g} megapixels"
         raise ImageError(message, kind="too_many_pixels")
 
 

@@ -95,6 +95,8 @@ def _explain(schema: type[Section], error: ValidationError) -> list[str]:
         if not path:
             # of the whole, as keys that do not go together: what was given would be all of it
             line, reason = problem["msg"].removeprefix("Value error, "), ""
+        elif key not in known and isinstance(problem["input"], dict):
+            line, reason = f"{key}: {problem['msg'].removeprefix('Value error, ')}", ""
         elif problem["type"] == "extra_forbidden":
             line, reason = f"unknown key '{key}'{nearest(key, known)}", ""
         elif problem["type"] == "missing":

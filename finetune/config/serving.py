@@ -29,13 +29,16 @@ class LimitsConfig(Section):
 
     body_mb: Annotated[float, Field(gt=0)] = Field(description="largest request body in MB, decompressed; above it 413")
     photos: Count = Field(description="most photos in one request; above it 413")
+    megapixels: Annotated[float, Field(gt=0, le=100)] = Field(
+        description="most pixels of a photo, in millions, by its header; above it 422"
+    )
     queue_photos: Count = Field(description="photos that a model decodes, keeps waiting and runs at most; above it 503")
     wait_s: Seconds = Field(description="longest expected wait of a photo for its turn; above it 503")
     deadline_s: Seconds = Field(description="time that a request gets once its body is read; then 504")
-    header_s: Seconds = Field(description="time that a client gets to send a request's headers; then it is cut off")
+    header_s: Seconds = Field(description="time that a client gets to send a request's headers; then 408")
     body_s: Seconds = Field(description="time that a client gets to send a request's body; then 408")
     idle_s: Seconds = Field(description="time that a connection is kept open without a request")
-    connections: Count = Field(description="open connections at most; what comes then is closed at once")
+    connections: Count = Field(description="open connections at most; one more gets 503 and is closed")
     held_mb: Annotated[float, Field(gt=0)] = Field(description="MB of all requests' bodies at one time; above it 503")
     per_client: Count | None = Field(
         description="requests of one client, by key or else by address, at one time; above it 429; null: any"

@@ -34,6 +34,8 @@ from finetune.serving.repository import Repository
 from finetune.serving.status_routes import status_router
 from finetune.serving.telemetry import telemetry
 
+# What pages of other origins may read of an answer.
+EXPOSED = ["Retry-After", "Server-Timing", "X-Request-ID"]
 REFUSED = (400, 401, 403, 404, 408, 413, 415, 422, 429, 503, 504)
 
 
@@ -108,7 +110,11 @@ def create_app(
     app.add_middleware(Guard, keys=keys, per_client=limits.per_client, refuse=refuse)
     if config.cors:
         app.add_middleware(
-            CORSMiddleware, allow_origins=config.cors, allow_methods=["GET", "POST"], allow_headers=["*"]
+            CORSMiddleware,
+            allow_origins=config.cors,
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=EXPOSED,
         )
     app.add_middleware(Envelope, metrics=metrics, is_draining=lambda: repository.draining)
     app.include_router(predict_router(repository, limits, decoding))

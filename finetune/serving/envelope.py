@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import time
@@ -66,6 +67,11 @@ class Envelope:
         try:
             with self.metrics.in_flight.track_inprogress():
                 await self.app(scope, receive, send_with_headers)
+        except asyncio.CancelledError:
+            # the time of grace is over; what takes the place of an answer may still reach the client
+            if not status:
+                problem = JSONResponse({"error": "the server has ended before this was answered"}, 503)
+                await problem(scope, receive, send_with_headers)
         except Exception:
             # internals go to the log, not to the client
             log.exception("%s %s failed", scope["method"], scope["path"][:200])

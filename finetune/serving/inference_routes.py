@@ -46,6 +46,15 @@ def inference_router(repository: Repository, limits: LimitsConfig, parsing: Exec
         """Name the server, its extensions, and where each model runs and why there."""
         return describe_server(repository)
 
+    # before the routes of a name, as stats would be one
+    @router.get("/models/stats")
+    @router.get("/models/{name}/stats")
+    @router.get("/models/{name}/versions/{version}/stats")
+    async def statistics(name: str | None = None, version: str | None = None) -> dict[str, Any]:
+        """Count what models did since they were loaded."""
+        models = repository.everything if name is None else [repository.choose(name, version)]
+        return {"model_stats": [model.metrics.statistics() for model in models]}
+
     @router.get("/models/{name}")
     @router.get("/models/{name}/versions/{version}")
     async def metadata(name: str, version: str | None = None) -> dict[str, Any]:
@@ -64,14 +73,6 @@ def inference_router(repository: Repository, limits: LimitsConfig, parsing: Exec
         """Answer 200 while a model answers."""
         repository.require(name, version)
         return Response()
-
-    @router.get("/models/stats")
-    @router.get("/models/{name}/stats")
-    @router.get("/models/{name}/versions/{version}/stats")
-    async def statistics(name: str | None = None, version: str | None = None) -> dict[str, Any]:
-        """Count what models did since they were loaded."""
-        models = repository.everything if name is None else [repository.choose(name, version)]
-        return {"model_stats": [model.metrics.statistics() for model in models]}
 
     @router.post("/models/{name}/infer", openapi_extra=BODY, response_class=Response)
     @router.post("/models/{name}/versions/{version}/infer", openapi_extra=BODY, response_class=Response)

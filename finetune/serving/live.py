@@ -47,7 +47,7 @@ class LiveModel:
         self.name, self.version = target.model, str(target.version)
         self.bundle, self.predictor, self.metrics = bundle, predictor, metrics
         self.admission = Admission(limits.queue_photos, limits.wait_s)
-        self._decoding = decoding
+        self._decoding, self._max_pixels = decoding, int(1e6 * limits.megapixels)
         self.most_photos, self.delay_ms = most_photos(batch, predictor), batch.delay_ms
         self._batcher = Batcher(predictor.run, self.most_photos, self.delay_ms / 1000, self)
         self._retired = False
@@ -126,7 +126,7 @@ class LiveModel:
 
     def _decode(self, raw: bytes) -> tuple[Pixels, float]:
         began = time.perf_counter()
-        pixels = load_pixels(raw, self.predictor.preprocessing, SERVED_FORMATS)
+        pixels = load_pixels(raw, self.predictor.preprocessing, SERVED_FORMATS, self._max_pixels)
         return pixels, time.perf_counter() - began
 
     def _close_if_done(self) -> None:

@@ -36,8 +36,8 @@ class Repository:
     def __init__(self, config: ServeConfig, open_model: Open, metrics: Metrics) -> None:
         """Raises FinetuneError where there is no bundle."""
         self.models: dict[str, dict[int, LiveModel]] = {}
-        self.ready = False
         self.draining = False
+        self._started = False
         self._config, self._open, self._metrics = config, open_model, metrics
         self._shelf = Shelf(config.models)
         self._routes: dict[str, Route] = {}
@@ -57,8 +57,8 @@ class Repository:
                 self._put(target, signature, await self._in_thread(self._open, self._shelf.folder(target), target))
             self._require_targets(wanted.routes)
             self._routes = wanted.routes
-        self.ready = True
-        self._metrics.ready(True)
+        self._started = True
+        self._metrics.ready(self.ready)
 
     async def watch(self) -> None:
         """Look for what has changed every `reload_s`, for as long as the server runs."""
@@ -116,9 +116,20 @@ class Repository:
 
     def drain(self) -> None:
         """Say that it is not ready from now on; what comes nevertheless is answered."""
-        self.ready, self.draining = False, True
+        self.draining = True
         self._metrics.ready(False)
         self._metrics.draining(True)
+
+    @property
+    def ready(self) -> bool:
+        """Whether every model has answered, and there is one, and the server is not about to end."""
+        return self._started and bool(self.models) and not self.draining
+
+    def require_ready(self) -> None:
+        """Raise Refusal 503, with the reason, where it is not."""
+        if self.draining:
+            raise Refusal(503, "this server is about to end", retry_after_s=1)
+        self._require_models()
 
     @property
     def names(self) -> list[str]:
@@ -148,8 +159,9 @@ class Repository:
         """Return each version's state in the protocol's words, and why one is not ready."""
         rows = [{"name": m.name, "version": m.version, "state": "READY", "reason": ""} for m in self.everything]
         rows += [
-            {"name": target.model, "version": str(target.version), "state": "UNAVAILABLE", "reason": reason}
-            for target, (_, reason) in self._failed.items()
+            # why exactly is for the log and an admin: it names files of this machine
+            {"name": target.model, "version": str(target.version), "state": "UNAVAILABLE", "reason": "cannot be opened"}
+            for target in self._failed
         ]
         gone = {"version": "", "state": "UNAVAILABLE", "reason": "unloaded"}
         return rows + [{"name": name, **gone} for name in sorted(self._unloaded)]
@@ -159,9 +171,14 @@ class Repository:
             model.retire()
         self._thread.shutdown(wait=False, cancel_futures=True)
 
-    def _find(self, name: str | None, version: str | None) -> LiveModel | Route:
-        if not self.ready and not self.draining:
+    def _require_models(self) -> None:
+        if not self._started:
             raise Refusal(503, "the models are still loading", retry_after_s=1)
+        if not self.models:
+            raise Refusal(503, "no model is loaded", retry_after_s=1)
+
+    def _find(self, name: str | None, version: str | None) -> LiveModel | Route:
+        self._require_models()
         if name is None:
             if len(self.names) != 1:
                 raise Refusal(400, f"several models are served; name one of {', '.join(self.names)}")
@@ -225,6 +242,7 @@ class Repository:
         log.info("%s version %s is warm on %s (%s)", model.name, model.version, session.provider, session.why)
         if before is not None:
             before.retire()
+        self._metrics.ready(self.ready)
 
     def _let_go(self, wanted: Wanted) -> None:
         """Drop versions that neither disk nor routes ask for, where all that are wanted of the model answer."""
@@ -244,6 +262,7 @@ class Repository:
         del self._opened[target]
         self._changing.pop(target, None)
         self._metrics.unloaded(target.model, str(target.version))
+        self._metrics.ready(self.ready)
         model.retire()
 
     def _require_targets(self, routes: dict[str, Route]) -> None:

@@ -10,7 +10,6 @@ from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import HTMLResponse, Response
 
 from finetune.serving.metrics import Metrics
-from finetune.serving.refusal import Refusal
 from finetune.serving.repository import Repository
 
 PAGE_POLICY = (
@@ -26,12 +25,6 @@ DOCS_POLICY = (
 def status_router(repository: Repository, metrics: Metrics) -> APIRouter:
     router = APIRouter(tags=["status"])
 
-    def require_ready() -> None:
-        if repository.draining:
-            raise Refusal(503, "this server is about to end", retry_after_s=1)
-        if not repository.ready:
-            raise Refusal(503, "the models are still loading", retry_after_s=1)
-
     @router.head("/healthz", include_in_schema=False)
     @router.get("/healthz")
     async def healthz() -> dict[str, str]:
@@ -42,7 +35,7 @@ def status_router(repository: Repository, metrics: Metrics) -> APIRouter:
     @router.get("/readyz")
     async def readyz() -> dict[str, str]:
         """Answer 200 once every model has answered on its device, until the server is told to end."""
-        require_ready()
+        repository.require_ready()
         return {"status": "ready"}
 
     @router.head("/v2/health/live", include_in_schema=False)
@@ -55,7 +48,7 @@ def status_router(repository: Repository, metrics: Metrics) -> APIRouter:
     @router.get("/v2/health/ready", response_class=Response)
     async def ready() -> Response:
         """Answer 200 once every model has answered on its device, until the server is told to end."""
-        require_ready()
+        repository.require_ready()
         return Response()
 
     @router.get("/models")

@@ -148,7 +148,7 @@ def test_keys_hold_for_it_too(client: triton.InferenceServerClient, raw: bytes) 
     assert "admin" in refused("PERMISSION_DENIED", client.unload_model, "tiny", headers=BEARER)
     chief = {"authorization": f"Bearer {CHIEF}"}
     client.unload_model("tiny", headers=chief)
-    refused("NOT_FOUND", client.infer, "tiny", [files(raw)], headers=BEARER)
+    refused("UNAVAILABLE", client.infer, "tiny", [files(raw)], headers=BEARER)
     client.load_model("tiny", headers=chief)
     assert client.is_model_ready("tiny", headers=BEARER)
     statistics = client.get_inference_statistics("tiny", headers=BEARER).model_stats[0]

@@ -232,3 +232,28 @@ async def test_the_folder_of_one_model_is_served_by_the_name_in_it(models: Path,
     shutil.copytree(mounted / "1", mounted / "2")
     await settled(repository)
     assert repository.choose(None).version == "2"
+
+
+async def test_a_server_without_any_model_is_not_ready(models: Path) -> None:
+    service = assembled(models, reload_s=0)
+    await service.repository.start()
+    assert service.repository.ready
+    await service.repository.unload("tiny")
+    assert not service.repository.ready
+    assert b"finetune_ready 0.0" in service.metrics.text()[0]
+    with pytest.raises(Refusal, match="no model is loaded") as refused:
+        service.repository.choose(None)
+    assert refused.value.status == 503
+    await service.repository.load("tiny")
+    assert service.repository.ready
+
+
+async def test_told_to_end_while_it_loads_it_never_says_that_it_is_ready(models: Path) -> None:
+    service = assembled(models)
+    service.repository.drain()
+    with pytest.raises(Refusal, match="still loading"):
+        service.repository.choose(None)
+    await service.repository.start()
+    assert not service.repository.ready
+    assert b"finetune_ready 0.0" in service.metrics.text()[0]
+    assert service.repository.choose(None).name == "tiny", "what comes until it ends is answered"
