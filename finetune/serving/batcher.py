@@ -52,26 +52,19 @@ class Batcher:
         self.max_batch, self.delay_s = max_batch, delay_s
         self._run, self._timings = run, timings
         self._queue: deque[_Photo] = deque()
-        self._running = self._closed = False
+        self._running = False
         self._timer: asyncio.TimerHandle | asyncio.Handle | None = None
-        # a session uses every core it was given: two runs at once would only slow each other down
+        # one, as a session uses every core it was given and two runs would slow each other; it ends with this object
         self._thread = ThreadPoolExecutor(1, "run")
 
     def submit(self, pixels: Pixels) -> asyncio.Future[Probabilities]:
         """Put one photo (H, W, 3) in the queue; returns the future of its row (classes,), which may be cancelled."""
         loop = asyncio.get_running_loop()
-        if self._closed:
-            raise RuntimeError("this batcher is closed")
         photo = _Photo(pixels, loop.create_future())
         self._queue.append(photo)
         if not self._running and (self._timer is None or len(self._queue) >= self.max_batch):
             self._await_others(loop)
         return photo.row
-
-    def close(self) -> None:
-        """Let the thread end once the running batch is through; the queue must be empty."""
-        self._closed = True
-        self._thread.shutdown(wait=False)
 
     def _await_others(self, loop: asyncio.AbstractEventLoop) -> None:
         """Begin the next batch when it is full or its first photo has waited for delay_s."""

@@ -7,7 +7,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +31,11 @@ Photo = TypeVar("Photo")
 
 
 class LiveModel:
-    """Answers photos, those of several requests together; used from one event loop."""
+    """Answers photos, those of several requests together; used from one event loop.
+
+    Nobody closes it: requests that were given it keep it, and with the last of them its session and thread go. So
+    nothing that it holds may hold it in turn.
+    """
 
     def __init__(
         self,
@@ -49,8 +53,8 @@ class LiveModel:
         self.admission = Admission(limits.queue_photos, limits.wait_s)
         self._decoding, self._max_pixels = decoding, int(1e6 * limits.megapixels)
         self.most_photos, self.delay_ms = most_photos(batch, predictor), batch.delay_ms
-        self._batcher = Batcher(predictor.run, self.most_photos, self.delay_ms / 1000, self)
-        self._retired = False
+        timings = _Timings(metrics, self.admission)
+        self._batcher = Batcher(predictor.run, self.most_photos, self.delay_ms / 1000, timings)
 
     async def classify(self, photos: Sequence[bytes]) -> list[Probabilities | ImageError]:
         """Return, for each file in order, its probabilities (classes,) or why it cannot be read.
@@ -62,11 +66,6 @@ class LiveModel:
     async def run(self, images: NDArray[np.uint8]) -> list[Probabilities | ImageError]:
         """Return the probabilities of each of the decoded photos (N, image_size, image_size, 3), as `classify` does."""
         return await self._answer(images, self._batcher.submit)
-
-    def retire(self) -> None:
-        """Let it go once the photos in hand are answered; it must not be given new ones."""
-        self._retired = True
-        self._close_if_done()
 
     def describe(self) -> dict[str, Any]:
         card, session = self.bundle.info.model, self.predictor.session
@@ -80,36 +79,26 @@ class LiveModel:
             "why": session.why,
         }
 
-    def waited(self, seconds: float) -> None:
-        self.metrics.waited(seconds)
-
-    def ran(self, photos: int, seconds: float) -> None:
-        self.metrics.ran(photos, seconds)
-        self.admission.measure(photos)
-
     async def _answer(
         self, photos: Sequence[Photo] | NDArray[np.uint8], answer: Callable[[Any], Awaitable[Probabilities]]
     ) -> list[Probabilities | ImageError]:
-        try:
-            with self.admission.admit(len(photos)) as leave:
+        with self.admission.admit(len(photos)) as leave:
 
-                async def one(photo: Any) -> Probabilities | ImageError:
-                    self.metrics.pending(1)
-                    try:
-                        return await answer(photo)
-                    except ImageError as error:
-                        return error
-                    finally:
-                        self.metrics.pending(-1)
-                        leave()
+            async def one(photo: Any) -> Probabilities | ImageError:
+                self.metrics.pending(1)
+                try:
+                    return await answer(photo)
+                except ImageError as error:
+                    return error
+                finally:
+                    self.metrics.pending(-1)
+                    leave()
 
-                if len(photos) == 1:
-                    rows: list[Any] = [await one(photos[0])]
-                else:
-                    # all of them end before a failure is passed on, so that none is left behind unheard
-                    rows = await asyncio.gather(*map(one, photos), return_exceptions=True)
-        finally:
-            self._close_if_done()
+            if len(photos) == 1:
+                rows: list[Any] = [await one(photos[0])]
+            else:
+                # all of them end before a failure is passed on, so that none is left behind unheard
+                rows = await asyncio.gather(*map(one, photos), return_exceptions=True)
         for row in rows:
             if isinstance(row, BaseException) and not isinstance(row, ImageError):
                 raise row
@@ -129,9 +118,19 @@ class LiveModel:
         pixels = load_pixels(raw, self.predictor.preprocessing, SERVED_FORMATS, self._max_pixels)
         return pixels, time.perf_counter() - began
 
-    def _close_if_done(self) -> None:
-        if self._retired and not self.admission.photos:
-            self._batcher.close()
+
+class _Timings(NamedTuple):
+    """Hears of every batch."""
+
+    metrics: ModelMetrics
+    admission: Admission
+
+    def waited(self, seconds: float) -> None:
+        self.metrics.waited(seconds)
+
+    def ran(self, photos: int, seconds: float) -> None:
+        self.metrics.ran(photos, seconds)
+        self.admission.measure(photos)
 
 
 def open_live(folder: Path, target: Target, config: ServeConfig, decoding: Executor, metrics: Metrics) -> LiveModel:

@@ -167,8 +167,7 @@ class Repository:
         return rows + [{"name": name, **gone} for name in sorted(self._unloaded)]
 
     def close(self) -> None:
-        for model in self.everything:
-            model.retire()
+        """Look and open no more."""
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     def _require_models(self) -> None:
@@ -234,14 +233,11 @@ class Repository:
             self._put(target, signature, model)
 
     def _put(self, target: Target, signature: Signature, model: LiveModel) -> None:
-        before = self.models.get(target.model, {}).get(target.version)
         self.models.setdefault(target.model, {})[target.version] = model
         self._opened[target] = signature
         self._failed.pop(target, None)
         session = model.predictor.session
         log.info("%s version %s is warm on %s (%s)", model.name, model.version, session.provider, session.why)
-        if before is not None:
-            before.retire()
         self._metrics.ready(self.ready)
 
     def _let_go(self, wanted: Wanted) -> None:
@@ -256,14 +252,13 @@ class Repository:
         self._failed = {target: known for target, known in self._failed.items() if target in wanted.signatures}
 
     def _drop(self, target: Target) -> None:
-        model = self.models[target.model].pop(target.version)
+        del self.models[target.model][target.version]
         if not self.models[target.model]:
             del self.models[target.model]
         del self._opened[target]
         self._changing.pop(target, None)
         self._metrics.unloaded(target.model, str(target.version))
         self._metrics.ready(self.ready)
-        model.retire()
 
     def _require_targets(self, routes: dict[str, Route]) -> None:
         for name, route in routes.items():

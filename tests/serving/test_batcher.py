@@ -6,7 +6,6 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -56,7 +55,6 @@ def run(
             await asyncio.wait_for(test(batcher, model, timings), 10)
         finally:
             model.gate.set()
-            batcher.close()
 
     asyncio.run(around())
     return model, timings
@@ -132,7 +130,6 @@ def test_a_failing_run_fails_its_photos_and_no_others() -> None:
         batcher = Batcher(fails_once, 2, 0, Timings())
         rows = await asyncio.gather(*(batcher.submit(photo(n)) for n in range(4)), return_exceptions=True)
         assert [isinstance(row, Broken) for row in rows] == [True, True, False, False]
-        batcher.close()
 
     asyncio.run(test())
 
@@ -169,11 +166,13 @@ def test_every_photo_gets_its_own_row_in_the_order_of_arrival(
     assert timings.runs == [len(batch) for batch in model.batches]
 
 
-def test_a_closed_batcher_takes_nothing() -> None:
-    async def test() -> None:
-        batcher = Batcher(Model(), 1, 0, Timings())
-        batcher.close()
-        with pytest.raises(RuntimeError, match="closed"):
-            batcher.submit(photo(0))
+def test_its_thread_ends_with_it() -> None:
+    async def test(batcher: Batcher, *_: Any) -> None:
+        await batcher.submit(photo(0))
+        (thread,) = batcher._thread._threads
+        threads.append(thread)
 
-    asyncio.run(test())
+    threads: list[threading.Thread] = []
+    run(test)
+    threads[0].join(10)
+    assert not threads[0].is_alive()
