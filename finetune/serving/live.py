@@ -66,7 +66,8 @@ class LiveModel:
     def retire(self) -> None:
         """Let it go once the photos in hand are answered; it must not be given new ones."""
         self._retired = True
-        self._close_if_done()
+        # after the requests that have chosen it in this turn of the loop, whose photos are not in hand yet
+        asyncio.get_running_loop().call_soon(self._close_if_done)
 
     def describe(self) -> dict[str, Any]:
         card, session = self.bundle.info.model, self.predictor.session
