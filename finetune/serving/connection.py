@@ -1,4 +1,4 @@
-"""Connections that cannot be held open for nothing: what uvicorn leaves to a gateway."""
+"""Connections that cannot be held open, or fed, for nothing: what uvicorn leaves to a gateway."""
 
 from __future__ import annotations
 
@@ -6,79 +6,170 @@ import asyncio
 import json
 from typing import Any
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+import httptools
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-# Of a request line and its headers together; browsers and clients send a few kilobytes.
+from finetune.serving.envelope import HEADERS
+
+# Of a request line and its headers together, or of what follows a body; browsers and clients send a few kilobytes.
 MAX_HEADER_BYTES = 64 * 1024
+# Requests that are sent on without waiting for the answers to those before; next to no client does so at all.
+MAX_PIPELINED = 100
+# When the server ends, a client may just be sending what it sends over an open connection.
+LAST_REQUEST_S = 1.0
+UNREADABLE = "this is no HTTP request that can be read"
 
 
 def connection_type(header_s: float, connections: int) -> type[HttpToolsProtocol]:
     """Return uvicorn's HTTP/1.1 connection with limits.
 
-    header_s: seconds in which a request's headers must be there, once its first byte is, or the connection is made.
+    header_s: seconds in which a request's headers must be there, once its first byte is, or the connection is made; and
+    that a client gets to end a body which nobody waits for any more.
     connections: open ones at most; one more gets 503 and is closed.
     """
 
     class Connection(HttpToolsProtocol):
         def __init__(self, *arguments: Any, **keywords: Any) -> None:
             super().__init__(*arguments, **keywords)
-            self._headers_due: asyncio.TimerHandle | None = None
-            self._header_bytes = 0
+            self._clock: asyncio.TimerHandle | None = None
+            # bytes since the parser last came to the end of headers, of a part of a body, or of a request
+            self._pending_bytes = 0
+            self._in_body = self._has_body = self._deaf = False
+            self._running: RequestResponseCycle | None = None
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
             if len(self.connections) > connections:
                 self._refuse(503, f"this server keeps at most {connections} connections open")
             else:
-                self._expect_headers()
+                self._start_clock()
 
         def data_received(self, data: bytes) -> None:
-            if self._headers_due is not None:
-                self._header_bytes += len(data)
-            super().data_received(data)
+            if self._deaf:
+                return
+            self._unset_keepalive_if_required()
+            self._pending_bytes += len(data)
+            try:
+                self.parser.feed_data(data)
+            except httptools.HttpParserUpgrade as upgrade:
+                self._go_on_without_upgrade(data[upgrade.args[0] :])
+            except httptools.HttpParserError:
+                self._refuse(400, UNREADABLE)
             if self.transport.is_closing():
                 return
-            if self._headers_due is None and (self.cycle is None or self.cycle.response_complete):
-                # bytes between two requests that begin none would else stop uvicorn's clock for idle connections
-                self._expect_headers()
-            elif self._headers_due is not None and self._header_bytes > MAX_HEADER_BYTES:
+            if self._pending_bytes > MAX_HEADER_BYTES:
                 self._refuse(431, f"the headers are larger than {MAX_HEADER_BYTES // 1024} KiB")
+            elif self._clock is None and not self._is_asked and not self.timeout_keep_alive_task:
+                # what begins no request, or goes on with one that was refused, would else keep it open for ever
+                self._start_clock()
 
         def on_message_begin(self) -> None:
+            if len(self.pipeline) >= MAX_PIPELINED:
+                raise ValueError("too many requests in a row")
             super().on_message_begin()
-            if self._headers_due is None:
-                self._expect_headers()
+            if self._clock is None:
+                self._start_clock()
 
         def on_headers_complete(self) -> None:
             self._stop_clock()
+            self._pending_bytes = 0
+            if self.parser.should_upgrade():
+                # the parser would take the body for another protocol
+                return
             super().on_headers_complete()
+            self._in_body, self._has_body = True, False
+
+        def on_body(self, body: bytes) -> None:
+            self._pending_bytes, self._has_body = 0, True
+            super().on_body(body)
+
+        def on_message_complete(self) -> None:
+            if self.parser.should_upgrade():
+                return
+            self._pending_bytes, self._in_body = 0, False
+            super().on_message_complete()
+            if self.cycle is not None and self.cycle.response_complete:
+                self._stop_clock()
+                self.timeout_keep_alive_task = self.loop.call_later(
+                    self.timeout_keep_alive, self.timeout_keep_alive_handler
+                )
+
+        def on_response_complete(self) -> None:
+            super().on_response_complete()
+            if self._in_body and not self._has_body and self.expect_100_continue:
+                # nobody knows whether the body or another request comes next
+                self.transport.close()
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._stop_clock()
+            if self._running is not None:
+                # uvicorn tells the newest request only, which may still wait for its turn
+                self._running.disconnected = True
+                self._running.message_event.set()
             super().connection_lost(exc)
 
-        def send_400_response(self, msg: str) -> None:
-            self._refuse(400, "this is no HTTP request that can be read")
+        def shutdown(self) -> None:
+            if self._is_asked:
+                self.cycle.keep_alive = False
+            else:
+                self.loop.call_later(LAST_REQUEST_S, self._close_if_idle)
 
-        def _expect_headers(self) -> None:
-            self._header_bytes = 0
-            self._headers_due = self.loop.call_later(
-                header_s, self._refuse, 408, f"the headers did not come within {header_s:g} s"
-            )
+        def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+            self._running = cycle
+            super()._start_asgi_task(cycle, app)
+
+        @property
+        def _is_asked(self) -> bool:
+            return self.cycle is not None and not self.cycle.response_complete
+
+        def _go_on_without_upgrade(self, rest: bytes) -> None:
+            """Take a request as if it had not offered another protocol, as Java's client does with each first one."""
+            if self.parser.get_method() == b"CONNECT":
+                self._refuse(400, UNREADABLE)
+                return
+            line = b"%s %s HTTP/%s" % (self.parser.get_method(), self.url, self.parser.get_http_version().encode())
+            kept = [b"%s: %s" % header for header in self.headers if header[0] != b"upgrade"]
+            self.parser = httptools.HttpRequestParser(self)
+            self.data_received(b"\r\n".join([line, *kept, b"", rest]))
+
+        def _start_clock(self) -> None:
+            self._pending_bytes = 0
+            self._clock = self.loop.call_later(header_s, self._late)
 
         def _stop_clock(self) -> None:
-            if self._headers_due is not None:
-                self._headers_due.cancel()
-                self._headers_due = None
+            if self._clock is not None:
+                self._clock.cancel()
+                self._clock = None
+
+        def _late(self) -> None:
+            if self.flow.read_paused:
+                # it is us who do not read
+                self._start_clock()
+            else:
+                self._refuse(408, f"the headers did not come within {header_s:g} s")
 
         def _refuse(self, status: int, message: str) -> None:
+            """Answer and close; what was asked in full before is answered first, and is the last."""
             self._stop_clock()
             if self.transport.is_closing():
                 return
-            if self.cycle is None or self.cycle.response_complete:
+            if self._is_asked and not self._in_body:
+                self.cycle.keep_alive, self._deaf = False, True
+                return
+            if not self._in_body:
                 body = json.dumps({"error": message}).encode()
-                head = f"HTTP/1.1 {status} \r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n"
-                self.transport.write(f"{head}connection: close\r\n\r\n".encode() + body)
+                lines = {
+                    **HEADERS,
+                    "Content-Type": "application/json",
+                    "Content-Length": len(body),
+                    "Connection": "close",
+                }
+                head = "".join(f"{name}: {value}\r\n" for name, value in lines.items())
+                self.transport.write(f"HTTP/1.1 {status} \r\n{head}\r\n".encode() + body)
             self.transport.close()
+
+        def _close_if_idle(self) -> None:
+            if not self._is_asked:
+                self.transport.close()
 
     return Connection

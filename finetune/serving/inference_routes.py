@@ -17,7 +17,8 @@ from finetune.bundle import INPUT, OUTPUT
 from finetune.config import LimitsConfig
 from finetune.serving.compression import compress
 from finetune.serving.inference import ENCODED, configuration, describe_model, describe_server, infer
-from finetune.serving.protocol import HEADER_LENGTH, parse_request, render_response
+from finetune.serving.protocol import HEADER_LENGTH, parse_parameters, parse_request, render_response
+from finetune.serving.refusal import Refusal
 from finetune.serving.repository import Repository
 
 # Larger bodies are parsed on a thread, as they would keep everybody else waiting.
@@ -52,20 +53,20 @@ def inference_router(repository: Repository, limits: LimitsConfig, parsing: Exec
     @router.get("/models/{name}/versions/{version}/stats")
     async def statistics(name: str | None = None, version: str | None = None) -> dict[str, Any]:
         """Count what models did since they were loaded."""
-        models = repository.everything if name is None else [repository.choose(name, version)]
+        models = repository.everything if name is None else [repository.find(name, version)]
         return {"model_stats": [model.metrics.statistics() for model in models]}
 
     @router.get("/models/{name}")
     @router.get("/models/{name}/versions/{version}")
     async def metadata(name: str, version: str | None = None) -> dict[str, Any]:
         """Describe a model's inputs and outputs."""
-        return describe_model(repository.choose(name, version), repository.models.get(name, {}))
+        return describe_model(repository.find(name, version), repository.models.get(name, {}))
 
     @router.get("/models/{name}/config")
     @router.get("/models/{name}/versions/{version}/config")
     async def config(name: str, version: str | None = None) -> dict[str, Any]:
         """Describe a model as Triton's configuration does."""
-        return configuration(repository.choose(name, version))
+        return configuration(repository.find(name, version))
 
     @router.get("/models/{name}/ready", response_class=Response)
     @router.get("/models/{name}/versions/{version}/ready", response_class=Response)
@@ -85,6 +86,9 @@ def inference_router(repository: Repository, limits: LimitsConfig, parsing: Exec
             asked = parse_request(body, header_length)
         else:
             asked = await asyncio.get_running_loop().run_in_executor(parsing, parse_request, body, header_length)
+        if header_length is None and ENCODED in asked.inputs:
+            hint = "JSON cannot carry a file's bytes (POST /predict takes base64)"
+            raise Refusal(400, f"{ENCODED} is taken as binary data only: {hint}")
         model = repository.choose(name, version)
         outputs = await infer(model, asked, limits, request.receive, request.state.facts)
         content, headers = render_response(asked, model.name, model.version, outputs, {OUTPUT: model.predictor.labels})
@@ -101,8 +105,10 @@ def inference_router(repository: Repository, limits: LimitsConfig, parsing: Exec
         return repository.index()
 
     @router.post("/repository/models/{name}/load", response_class=Response)
-    async def load(name: str) -> Response:
+    async def load(request: Request, name: str) -> Response:
         """Open what is new of a model on disk, at once; takes the key of an admin."""
+        if any(key == "config" or key.startswith("file:") for key in parse_parameters(await request.body())):
+            raise Refusal(400, "a model's configuration and files are what lies in the repository; send none")
         await repository.load(name)
         return Response()
 

@@ -118,6 +118,9 @@ async def _from_form(request: Request, most: int) -> list[tuple[str, bytes]]:
         if problem.detail.startswith("Too many files"):
             raise _too_many(most) from None
         raise Refusal(problem.status_code, problem.detail) from None
+    except ValueError:
+        # names in what its charset= cannot decode
+        raise Refusal(400, "the form cannot be read") from None
     if not photos:
         raise Refusal(422, "the form has no file; send each photo as a part with a filename")
     return photos

@@ -93,6 +93,16 @@ def read_request(document: Json, raw: memoryview) -> InferRequest:
     )
 
 
+def parse_parameters(body: bytes) -> Json:
+    """Read the parameters of a request that may have no body; refuses what is malformed with 400."""
+    if not body:
+        return {}
+    try:
+        return _parameters(_object(from_json(body), "the request"), "the request")
+    except ValueError as error:
+        raise Refusal(400, f"the request cannot be read as JSON: {error}") from None
+
+
 def render_response(
     request: InferRequest,
     model: str,

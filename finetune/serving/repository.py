@@ -155,6 +155,14 @@ class Repository:
         drawn = found.draw()
         return self.models[drawn.model][drawn.version]
 
+    def find(self, name: str | None, version: str | None = None) -> LiveModel:
+        """Return what `choose` would, for a look at it: of a route the largest share, and no turn is taken from any."""
+        found = self._find(name, version)
+        if isinstance(found, LiveModel):
+            return found
+        target = max(found.weights, key=found.weights.__getitem__)
+        return self.models[target.model][target.version]
+
     def index(self) -> list[dict[str, str]]:
         """Return each version's state in the protocol's words, and why one is not ready."""
         rows = [{"name": m.name, "version": m.version, "state": "READY", "reason": ""} for m in self.everything]

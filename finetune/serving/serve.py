@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import os
 import socket
 import ssl
@@ -32,6 +33,9 @@ from finetune.serving.repository import Repository
 from finetune.serving.routes import Target
 
 log = logging.getLogger(__name__)
+
+# When the server ends: for clients that have connected, and speak TLS.
+LAST_HANDSHAKES_S = 1
 
 
 def main(config: ServeConfig) -> str:
@@ -106,6 +110,22 @@ class Server(uvicorn.Server):
         self._loop = asyncio.get_running_loop()
         await super().serve(sockets)
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        # closing a port resets the connections that wait to be accepted, whose clients may have asked already
+        waiting = [client for listener in sockets or [] for client in _last_clients(listener)]
+        for server in self.servers:
+            server.close()
+        connecting = [
+            self._loop.connect_accepted_socket(self._connection, client, ssl=self.config.ssl) for client in waiting
+        ]
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(asyncio.gather(*connecting, return_exceptions=True), LAST_HANDSHAKES_S)
+        await super().shutdown(sockets)
+
+    def _connection(self) -> asyncio.Protocol:
+        kind = self.config.http_protocol_class
+        return kind(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)  # type: ignore[call-arg]
+
     def _end_after_draining(self) -> None:
         self._loop.call_later(self._drain_s, setattr, self, "should_exit", True)
 
@@ -119,7 +139,7 @@ def _uvicorn_config(config: ServeConfig, app: object) -> uvicorn.Config:
             ws="none",
             log_config=None,
             access_log=False,
-            timeout_keep_alive=int(limits.idle_s),
+            timeout_keep_alive=math.ceil(limits.idle_s),
             timeout_graceful_shutdown=config.grace_s,
             server_header=False,
             proxy_headers=False,
@@ -141,6 +161,17 @@ def _form(asked: Literal["auto", "text", "json"]) -> Literal["text", "json"]:
     return asked
 
 
+def _last_clients(listener: socket.socket) -> list[socket.socket]:
+    """Accept all who have connected, and let nobody else."""
+    clients = []
+    with contextlib.suppress(OSError):
+        while True:
+            clients.append(listener.accept()[0])
+    with contextlib.suppress(OSError):
+        listener.shutdown(socket.SHUT_RDWR)
+    return clients
+
+
 def _listen(host: str, port: int) -> socket.socket:
     """Bind the port before anything is loaded; raises FinetuneError where it is taken."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -148,6 +179,8 @@ def _listen(host: str, port: int) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
+        # bound alone, Linux would let another server bind it too
+        listener.listen()
     except OSError as error:
         listener.close()
         raise FinetuneError(

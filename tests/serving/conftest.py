@@ -28,6 +28,28 @@ class Server:
     address: str
     log: Path
 
+    @property
+    def place(self) -> tuple[str, int]:
+        host, port = self.address.partition("://")[2].split(":")
+        return host, int(port)
+
+    @property
+    def rss_mb(self) -> float:
+        """Memory that the process has in RAM."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        return int(re.findall(r"VmRSS:\s+(\d+) kB", status)[0]) / 1000
+
+    def require_well(self, photo: bytes) -> None:
+        """Fail the test unless the server is alive, ready, answers a photo, and had no fault of its own."""
+        assert httpx.get(f"{self.address}/healthz").status_code == 200
+        assert httpx.get(f"{self.address}/readyz").status_code == 200
+        answer = httpx.post(f"{self.address}/predict", content=photo)
+        assert answer.status_code == 200, answer.text
+        assert answer.json()["predictions"][0]["label"] == "red"
+        log = self.log.read_text()
+        assert "Traceback" not in log
+        assert "Warning" not in log
+
 
 Start = Callable[..., Server]
 
@@ -57,16 +79,29 @@ def start(models: Path, log: Path, *words: str) -> Server:
         process = subprocess.Popen(command, stdout=file, stderr=file)
     deadline = time.monotonic() + READY_WITHIN_S
     while time.monotonic() < deadline and process.poll() is None:
-        found = re.search(r"http://[\d.]+:\d+", log.read_text())
+        found = re.search(r"https?://[\d.]+:\d+", log.read_text())
         if found:
             try:
-                if httpx.get(found[0] + "/readyz").status_code == 200:
+                if httpx.get(found[0] + "/readyz", verify=False).status_code == 200:
                     return Server(process, found[0], log)
             except httpx.TransportError:
                 pass
         time.sleep(0.05)
     process.kill()
     raise AssertionError(f"the server did not become ready:\n{log.read_text()}")
+
+
+def until(done: Callable[[], object], within_s: float = 10) -> None:
+    """Wait for something to become true, and fail the test where it does not."""
+    deadline = time.monotonic() + within_s
+    while not done():
+        assert time.monotonic() < deadline, "it did not come about in time"
+        time.sleep(0.01)
+
+
+@pytest.fixture(scope="session")
+def red_photo(tiny_models: Path) -> bytes:
+    return (tiny_models.parent / "photos" / "red" / "0.jpg").read_bytes()
 
 
 @pytest.fixture

@@ -168,6 +168,28 @@ async def test_all_versions_answer_by_number(models: Path) -> None:
         repository.choose("tinny", "1")
 
 
+async def test_a_request_that_has_chosen_a_version_is_answered_by_it(models: Path, photo: bytes) -> None:
+    repository = await opened(models)
+    chosen = repository.choose("tiny")
+    answering = asyncio.ensure_future(chosen.classify([photo]))
+    # before the request's photos are in its hands
+    chosen.retire()
+    (row,) = await answering
+    assert not isinstance(row, FinetuneError)
+
+
+async def test_a_look_at_a_route_takes_no_turn(models: Path, tmp_path: Path) -> None:
+    add_version(models, 2)
+    routes = tmp_path / "routes.yaml"
+    routes.write_text("tiny: {tiny/1: 50, tiny/2: 50}\n")
+    repository = await opened(models, routes=str(routes))
+    drawn: Counter[str] = Counter()
+    for _ in range(10):
+        assert repository.find("tiny").name == "tiny"
+        drawn[repository.choose("tiny").version] += 1
+    assert drawn == {"1": 5, "2": 5}
+
+
 async def test_routes_share_out_a_name_and_follow_their_file(models: Path, tmp_path: Path) -> None:
     add_version(models, 2)
     add_version(models, 3)

@@ -1,0 +1,616 @@
+"""What goes wrong at night: bombs, lies, vanished clients, disks that fill up or change, signals, overload."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import io
+import json
+import os
+import re
+import resource
+import shutil
+import signal
+import socket
+import ssl
+import struct
+import subprocess
+import threading
+import time
+import zlib
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+from starlette.responses import JSONResponse
+from starlette.types import Message
+
+from finetune.serving.bodies import BodyLimits, ClientLeft, read_body
+from finetune.serving.predictor import Predictor
+from finetune.serving.refusal import Refusal
+from tests.serving.conftest import Server, Start, assembled, serve_config, start, until
+
+RELOADS = 100
+INFER = "/v2/models/tiny/infer"
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(scope="module")
+def shared(tiny_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    running = start(tiny_models, tmp_path_factory.mktemp("shared") / "log")
+    yield running
+    running.process.kill()
+    running.process.wait()
+
+
+@pytest.fixture
+def server(shared: Server, red_photo: bytes) -> Iterator[Server]:
+    """A server that must be well after each test."""
+    yield shared
+    shared.require_well(red_photo)
+
+
+@pytest.fixture
+def models(tiny_models: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_models, tmp_path / "models"))
+
+
+def error_of(response: httpx.Response, status: int) -> str:
+    assert response.status_code == status, response.text
+    body = response.json()
+    assert list(body) == ["error"]
+    return str(body["error"])
+
+
+# bombs and lies
+
+
+@pytest.mark.parametrize("path", ["/predict", INFER])
+@pytest.mark.parametrize("encoding", ["gzip", "deflate"])
+def test_a_body_that_inflates_without_end(server: Server, path: str, encoding: str) -> None:
+    before = server.rss_mb
+    deflating = zlib.compressobj(9, wbits=31 if encoding == "gzip" else 15)
+    bomb = b"".join([*(deflating.compress(bytes(10_000_000)) for _ in range(50)), deflating.flush()])
+    assert len(bomb) < 1_000_000
+    response = httpx.post(f"{server.address}{path}", content=bomb, headers={"Content-Encoding": encoding})
+    assert error_of(response, 413) == "the body inflates to more than 20 MB"
+    assert server.rss_mb - before < 100
+
+
+def test_an_image_that_unfolds_without_end(server: Server) -> None:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
+    bomb = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(100_000)))
+    before = server.rss_mb
+    said = error_of(httpx.post(f"{server.address}/predict", content=bomb + chunk(b"IEND", b"")), 422)
+    assert said == "more than 100 megapixels"
+    assert server.rss_mb - before < 30
+
+
+@pytest.mark.parametrize(
+    "shape", [[-1], [-1, 64, 64, 3], [2**63], [2**40, 2**40], [10**400], [0], [0, 2**62, 8], [], None]
+)
+def test_shapes_that_cannot_be(server: Server, shape: object) -> None:
+    tensor = {"name": "images", "datatype": "UINT8", "shape": shape, "data": [1]}
+    assert error_of(httpx.post(server.address + INFER, json={"inputs": [tensor]}), 400)
+    binary = {**tensor, "name": "encoded_images", "datatype": "BYTES", "parameters": {"binary_data_size": 5}}
+    del binary["data"]
+    text = json.dumps({"inputs": [binary]}).encode()
+    length = {"Inference-Header-Content-Length": str(len(text))}
+    assert error_of(httpx.post(server.address + INFER, content=text + b"\1\0\0\0a", headers=length), 400)
+
+
+def test_an_output_asked_for_twice(server: Server) -> None:
+    tensor = {"name": "images", "datatype": "UINT8", "shape": [1], "data": [1]}
+    outputs = [{"name": "probabilities"}] * 2
+    said = error_of(httpx.post(server.address + INFER, json={"inputs": [tensor], "outputs": outputs}), 400)
+    assert said == "output 'probabilities' stands in the request twice"
+
+
+@pytest.mark.parametrize("length", ["-1", "0", "1", "99999", "abc", "1e3", "+5", "9" * 30, "²", ""])
+def test_a_wrong_length_of_the_header(server: Server, length: str) -> None:
+    headers = {"Inference-Header-Content-Length": length.encode("latin-1")}
+    assert error_of(httpx.post(server.address + INFER, content=b'{"inputs": []}', headers=headers), 400)
+
+
+@pytest.mark.parametrize("charset", ["undefined", "punycode", "idna", "utf-7", "x", "a" * 1000])
+@pytest.mark.parametrize("boundary", ["x", "", '"', "x" * 100])
+def test_forms_of_odd_characters(server: Server, charset: str, boundary: str) -> None:
+    part = b'Content-Disposition: form-data; name="\xff\xfe"; filename="xn--\xff\xfe\\"\r\n\r\nwords\r\n'
+    body = b"--%s\r\n%s--%s--\r\n" % (boundary.encode(), part, boundary.encode())
+    headers = {"Content-Type": f"multipart/form-data; boundary={boundary}; charset={charset}"}
+    response = httpx.post(f"{server.address}/predict", content=body, headers=headers)
+    assert response.status_code in (400, 422), response.text
+
+
+# clients that vanish
+
+
+def test_the_photos_of_a_client_that_left_leave_the_queue(server: Server) -> None:
+    def metric(pattern: str) -> float:
+        return float(re.findall(rf"(?m)^{pattern} (\S+)$", httpx.get(f"{server.address}/metrics").text)[0])
+
+    def canceled() -> float:
+        return metric(r'nv_inference_request_failure\{model="tiny",reason="CANCELED",version="1"\}')
+
+    buffer = io.BytesIO()
+    # quick to send, slow to decode
+    Image.new("RGB", (4000, 4000)).save(buffer, "PNG")
+    files = [("photo", (f"{number}.png", buffer.getvalue())) for number in range(20)]
+    request = httpx.Request("POST", f"{server.address}/predict", files=files)
+    head = "".join(f"{name}: {value}\r\n" for name, value in request.headers.items())
+    before = canceled()
+    with socket.create_connection(server.place) as client:
+        client.sendall(f"POST /predict HTTP/1.1\r\n{head}\r\n".encode() + request.read())
+        until(lambda: metric(r'finetune_pending_photos\{model="tiny",version="1"\}') > 0)
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    until(lambda: canceled() == before + 1)
+    assert metric(r'finetune_pending_photos\{model="tiny",version="1"\}') == 0
+    assert metric(r'nv_inference_pending_request_count\{model="tiny",version="1"\}') == 0
+
+
+# disks
+
+
+def test_models_that_change_under_the_server(models: Path, start_server: Start, red_photo: bytes) -> None:
+    server = start_server(models, "reload_s=0.05")
+    version = models / "tiny" / "1"
+    model = (version / "model.onnx").read_bytes()
+
+    def said(words: str, times: int = 1) -> Callable[[], bool]:
+        return lambda: server.log.read_text().count(words) >= times
+
+    (version / "model.onnx").write_bytes(model[: len(model) // 2])
+    until(said("tiny version 1 cannot be opened"))
+    server.require_well(red_photo)
+    (version / "model.onnx").write_bytes(model)
+    until(said("is warm on", 2))
+    server.require_well(red_photo)
+    (version / "new").write_bytes(model)
+    (version / "new").replace(version / "model.onnx")
+    until(said("is warm on", 3))
+    server.require_well(red_photo)
+    shutil.rmtree(models / "tiny")
+    time.sleep(0.3)
+    server.require_well(red_photo)
+    shutil.rmtree(models)
+    time.sleep(0.3)
+    server.require_well(red_photo)
+
+
+def test_a_hundred_reloads_under_load_fail_no_request(models: Path, start_server: Start, red_photo: bytes) -> None:
+    server = start_server(models, "reload_s=0.05")
+    seen: list[tuple[int, str]] = []
+    ended = threading.Event()
+
+    def ask() -> None:
+        with httpx.Client(base_url=server.address, timeout=30) as client:
+            while not ended.is_set():
+                response = client.post("/predict", content=red_photo)
+                seen.append((response.status_code, response.json().get("version", response.text)))
+
+    clients = [threading.Thread(target=ask) for _ in range(3)]
+    for one in clients:
+        one.start()
+    try:
+        for number in range(2, RELOADS + 2):
+            shutil.copytree(models / "tiny" / str(number - 1), models.parent / "coming")
+            (models.parent / "coming").rename(models / "tiny" / str(number))
+            until(lambda number=number: seen and seen[-1][1] == str(number), within_s=30)
+            shutil.rmtree(models / "tiny" / str(number - 1))
+    finally:
+        ended.set()
+        for one in clients:
+            one.join()
+    assert Counter(status for status, _ in seen) == {200: len(seen)}
+    assert {version for _, version in seen} == {str(number) for number in range(1, RELOADS + 2)}
+    server.require_well(red_photo)
+
+
+def test_a_full_disk_is_nothing_to_a_server_that_writes_nothing(
+    tiny_models: Path, start_server: Start, red_photo: bytes
+) -> None:
+    server = start_server(tiny_models)
+    # no file may grow beyond 0 bytes from here on, its log included
+    _, most = resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE)
+    resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, (0, most))
+    noise = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (1200, 1200, 3), np.uint8)).save(noise, "PNG")
+    parts = [("photo", ("1.jpg", red_photo)), ("photo", ("2.png", noise.getvalue()))]
+    answer = httpx.post(f"{server.address}/predict", files=parts, timeout=30)
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["predictions"][0]["label"] == "red"
+    for path in ("/", "/docs", "/metrics", "/models", "/v2", "/readyz"):
+        assert httpx.get(server.address + path).status_code == 200
+    written = [path for path in open_for_writing(server.process.pid) if path != str(server.log)]
+    assert written == []
+    resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, (most, most))
+    server.process.send_signal(signal.SIGTERM)
+    assert server.process.wait(timeout=20) == 0
+
+
+def open_for_writing(pid: int) -> list[str]:
+    """Return the regular files that a process has open for writing."""
+    found = []
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            flags = int(re.findall(r"flags:\s+(\d+)", Path(f"/proc/{pid}/fdinfo/{link.name}").read_text())[0], 8)
+            target = link.readlink()
+            if flags & os.O_ACCMODE != os.O_RDONLY and target.is_file():
+                found.append(str(target))
+    return found
+
+
+# signals and ports
+
+
+ANSWER = re.compile(rb"HTTP/1.1 (\d+) .*?content-length: (\d+).*?\r\n\r\n", re.DOTALL)
+
+
+class Load:
+    """Clients that ask until nobody listens any more; an answer that does not come to what was sent is a failure."""
+
+    def __init__(self, server: Server, photo: bytes, clients: int = 8) -> None:
+        self.answered: list[int] = []
+        self.failures: list[str] = []
+        self._server = server
+        head = f"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: {len(photo)}\r\n"
+        self._requests = [f"{head}{more}\r\n".encode() + photo for more in ("", "Connection: close\r\n")]
+        self._threads = [threading.Thread(target=self._ask, args=(number % 2,)) for number in range(clients)]
+        for thread in self._threads:
+            thread.start()
+
+    def join(self) -> None:
+        for thread in self._threads:
+            thread.join(30)
+
+    def _ask(self, kind: int) -> None:
+        while True:
+            try:
+                client = socket.create_connection(self._server.place, timeout=20)
+            except OSError:
+                return
+            with client:
+                while self._exchange(client, self._requests[kind]):
+                    pass
+            if self.failures:
+                return
+
+    def _exchange(self, client: socket.socket, request: bytes) -> bool:
+        """Ask once; returns whether the connection takes another request."""
+        received = b""
+        try:
+            client.sendall(request)
+            while not (found := ANSWER.match(received)) or len(received) < found.end() + int(found[2]):
+                part = client.recv(65536)
+                if not part:
+                    raise ConnectionError("closed without an answer")
+                received += part
+        except OSError as error:
+            self.failures.append(f"{error!r} after {received[:100]!r}")
+            return False
+        self.answered.append(int(found[1]))
+        return b"connection: close" not in received.lower()
+
+
+def test_sigterm_under_load_loses_no_request(tiny_models: Path, start_server: Start, red_photo: bytes) -> None:
+    server = start_server(tiny_models)
+    load = Load(server, red_photo)
+    until(lambda: len(load.answered) > 50)
+    server.process.send_signal(signal.SIGTERM)
+    assert server.process.wait(timeout=20) == 0
+    load.join()
+    assert load.failures == []
+    assert set(load.answered) == {200}
+    assert "Traceback" not in server.log.read_text()
+
+
+def test_draining_says_not_ready_and_goes_on_answering(
+    tiny_models: Path, start_server: Start, red_photo: bytes
+) -> None:
+    server = start_server(tiny_models, "drain_s=1.5")
+    with httpx.Client(base_url=server.address) as kept, httpx.Client(base_url=server.address) as idle:
+        assert "connection" not in kept.get("/readyz").headers
+        idle.get("/readyz")
+        load = Load(server, red_photo, clients=4)
+        server.process.send_signal(signal.SIGTERM)
+        until(lambda: kept.get("/readyz").status_code == 503)
+        ready = kept.get("/readyz")
+        assert error_of(ready, 503) == "this server is about to end"
+        assert ready.headers["connection"] == "close"
+        assert kept.get("/v2/health/ready").status_code == 503
+        assert kept.get("/healthz").status_code == 200
+        answer = kept.post("/predict", content=red_photo)
+        assert (answer.status_code, answer.headers["connection"]) == (200, "close")
+        assert "finetune_draining 1.0" in kept.get("/metrics").text
+    assert server.process.wait(timeout=20) == 0
+    load.join()
+    assert load.failures == []
+
+
+def test_a_second_signal_ends_it_at_once(tiny_models: Path, start_server: Start) -> None:
+    server = start_server(tiny_models, "drain_s=60")
+    server.process.send_signal(signal.SIGTERM)
+    until(lambda: httpx.get(f"{server.address}/readyz").status_code == 503)
+    began = time.monotonic()
+    server.process.send_signal(signal.SIGTERM)
+    assert server.process.wait(timeout=5) == 128 + signal.SIGTERM
+    assert time.monotonic() - began < 2
+    assert "a second signal: ending at once" in server.log.read_text()
+
+
+def test_requests_that_take_longer_than_the_grace_time_do_not_keep_it(tiny_models: Path, start_server: Start) -> None:
+    server = start_server(tiny_models, "grace_s=1", "limits.body_s=60")
+    with socket.create_connection(server.place) as client:
+        client.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nabc")
+        until(lambda: "finetune_requests_in_flight 2.0" in httpx.get(f"{server.address}/metrics").text)
+        server.process.send_signal(signal.SIGTERM)
+        assert b"HTTP/1.1 503" in client.recv(100)
+        assert server.process.wait(timeout=10) == 0
+    assert "Traceback" not in server.log.read_text()
+
+
+def test_killed_and_started_again_on_the_same_port(tiny_models: Path, start_server: Start, red_photo: bytes) -> None:
+    first = start_server(tiny_models)
+    with socket.create_connection(first.place):
+        first.process.kill()
+        first.process.wait()
+        again = start_server(tiny_models, f"port={first.place[1]}")
+        assert again.place == first.place
+        again.require_well(red_photo)
+
+
+def test_a_second_server_on_one_port_is_refused(server: Server, tiny_models: Path) -> None:
+    command = ["finetune", "serve", f"models={tiny_models}", f"port={server.place[1]}"]
+    ended = subprocess.run(["python", "-m", *command], capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 2
+    assert f"cannot listen on 127.0.0.1:{server.place[1]}: address already in use; choose another port=" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_tls(tiny_models: Path, start_server: Start, tmp_path: Path, red_photo: bytes) -> None:
+    if not shutil.which("openssl"):
+        pytest.skip("there is no openssl")
+    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    asked = ["-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=localhost"]
+    names = ["-addext", "subjectAltName=IP:127.0.0.1", "-out", str(cert), "-keyout", str(key)]
+    subprocess.run(["openssl", "req", *asked, *names], check=True, capture_output=True)
+    server = start_server(tiny_models, f"tls_cert={cert}", f"tls_key={key}")
+    assert server.address.startswith("https://")
+    trusting = ssl.create_default_context(cafile=str(cert))
+    with httpx.Client(base_url=server.address, verify=trusting) as client:
+        answer = client.post("/predict", content=red_photo)
+        assert answer.json()["predictions"][0]["label"] == "red"
+        assert answer.headers["strict-transport-security"] == "max-age=31536000"
+    with socket.create_connection(server.place, timeout=10) as plain:
+        plain.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert b"200" not in plain.recv(1000)
+    assert "Traceback" not in server.log.read_text()
+    server.process.send_signal(signal.SIGTERM)
+    assert server.process.wait(timeout=20) == 0
+
+
+# overload, keys and headers, without a process
+
+
+@contextlib.asynccontextmanager
+async def asking(models: Path, **changed: Any) -> AsyncIterator[httpx.AsyncClient]:
+    service = assembled(models, **changed)
+    await service.repository.start()
+    transport = httpx.ASGITransport(service.app, client=("10.0.0.1", 1))
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        yield client
+
+
+@pytest.fixture
+def held_up(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """Models run nothing until this event is set, but for their warm-up."""
+    going_on = threading.Event()
+    run = Predictor.run
+
+    def wait(self: Predictor, images: np.ndarray) -> np.ndarray:
+        if images.any():
+            going_on.wait(20)
+        return run(self, images)
+
+    monkeypatch.setattr(Predictor, "run", wait)
+    yield going_on
+    going_on.set()
+
+
+@pytest.mark.anyio
+async def test_more_photos_than_the_queue_holds(tiny_models: Path, red_photo: bytes, held_up: threading.Event) -> None:
+    async with asking(tiny_models, limits={"queue_photos": 3, "photos": 3}) as client:
+        first = [asyncio.ensure_future(client.post("/predict", content=red_photo)) for _ in range(3)]
+        await asyncio.sleep(0.1)
+        refused = await client.post("/predict", content=red_photo)
+        assert error_of(refused, 503) == "3 photos are waiting; come back later"
+        assert int(refused.headers["retry-after"]) >= 1
+        held_up.set()
+        assert [answer.status_code for answer in await asyncio.gather(*first)] == [200] * 3
+        assert (await client.post("/predict", content=red_photo)).status_code == 200
+
+
+@pytest.mark.anyio
+async def test_an_answer_that_comes_too_late(tiny_models: Path, red_photo: bytes, held_up: threading.Event) -> None:
+    async with asking(tiny_models, limits={"deadline_s": 0.1}) as client:
+        late = await client.post("/predict", content=red_photo)
+        assert error_of(late, 504) == "not answered within 0.1 s"
+        assert late.headers["retry-after"] == "1"
+        assert 'nv_inference_pending_request_count{model="tiny",version="1"} 0.0' in (await client.get("/metrics")).text
+        held_up.set()
+        await asyncio.sleep(0.05)
+        assert (await client.post("/predict", content=red_photo)).status_code == 200
+
+
+@pytest.mark.anyio
+async def test_more_requests_of_one_client_than_it_may_have(
+    tiny_models: Path, red_photo: bytes, held_up: threading.Event
+) -> None:
+    async with asking(tiny_models, limits={"per_client": 2}) as client:
+        first = [asyncio.ensure_future(client.post("/predict", content=red_photo)) for _ in range(2)]
+        await asyncio.sleep(0.05)
+        refused = await client.post("/predict", content=red_photo)
+        assert error_of(refused, 429) == "this client has 2 requests open already"
+        assert refused.headers["retry-after"] == "1"
+        assert (await client.get("/readyz")).status_code == 200, "open to balancers"
+        held_up.set()
+        assert [answer.status_code for answer in await asyncio.gather(*first)] == [200] * 2
+        assert (await client.post("/predict", content=red_photo)).status_code == 200
+
+
+@pytest.mark.anyio
+async def test_keys_and_what_they_open(tiny_models: Path, red_photo: bytes, tmp_path: Path) -> None:
+    roles = {"alice": "predict", "root": "admin"}
+    lines = [f"{name} {role} {hashlib.sha256(name.encode()).hexdigest()}" for name, role in roles.items()]
+    (tmp_path / "keys").write_text("\n".join(lines))
+    async with asking(tiny_models, keys=str(tmp_path / "keys")) as client:
+        for path in ("/", "/healthz", "/readyz", "/v2/health/live", "/v2/health/ready", "/docs", "/openapi.json"):
+            assert (await client.get(path)).status_code == 200, path
+        for path in ("/models", "/metrics", "/v2", "/v2/models/tiny", "/v2/models/stats", "/none"):
+            refused = await client.get(path)
+            assert error_of(refused, 401).startswith("a key is needed")
+            assert refused.headers["www-authenticate"] == "Bearer"
+        for path in ("/predict", INFER, "/v2/repository/index", "/v2/repository/models/tiny/load"):
+            assert (await client.post(path, content=red_photo)).status_code == 401
+        # paths that only look like an open one
+        for path in (
+            "/healthz/../models",
+            "/docs-assets/../models",
+            "/docs-assets/%2e%2e/models",
+            "http://test//models",
+        ):
+            assert (await client.get(path)).status_code in (401, 404), path
+        for headers in ({"Authorization": "Bearer alice"}, {"authorization": "bearer alice"}, {"X-API-Key": "alice"}):
+            assert (await client.post("/predict", content=red_photo, headers=headers)).status_code == 200
+            load = await client.post("/v2/repository/models/tiny/load", headers=headers)
+            assert error_of(load, 403) == "this takes the key of an admin"
+        assert (await client.get("/models", headers={"X-API-Key": "root"})).status_code == 200
+        admin = {"X-API-Key": "root"}
+        assert (await client.post("/v2/repository/models/tiny/load", headers=admin)).status_code == 200
+        odd = [("X-API-Key", "ä".encode("latin-1")), ("X-API-Key", b"x" * 10_000), ("Authorization", b"Bearer")]
+        for pair in odd:
+            assert (await client.get("/models", headers=[pair])).status_code == 401
+
+
+@pytest.mark.anyio
+async def test_nobody_administers_without_a_key(tiny_models: Path) -> None:
+    async with asking(tiny_models) as client:
+        refused = await client.post("/v2/repository/models/tiny/unload")
+        assert error_of(refused, 403) == "no key is set up, and this takes one of an admin (keys=)"
+
+
+@pytest.mark.anyio
+async def test_pages_of_other_origins_are_answered_only_where_they_may_ask(tiny_models: Path, red_photo: bytes) -> None:
+    origin = {"Origin": "https://shop.example"}
+    preflight = {**origin, "Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "x-api-key"}
+    async with asking(tiny_models) as client:
+        answer = await client.post("/predict", content=red_photo, headers=origin)
+        assert not [name for name in answer.headers if name.startswith("access-control")]
+        assert (await client.options("/predict", headers=preflight)).status_code == 405
+    async with asking(tiny_models, cors=["https://shop.example"]) as client:
+        answer = await client.post("/predict", content=red_photo, headers=origin)
+        assert answer.headers["access-control-allow-origin"] == "https://shop.example"
+        allowed = await client.options("/predict", headers=preflight)
+        assert allowed.status_code == 200
+        assert "POST" in allowed.headers["access-control-allow-methods"]
+        assert "x-api-key" in allowed.headers["access-control-allow-headers"]
+        other = await client.post("/predict", content=red_photo, headers={"Origin": "https://evil.example"})
+        assert "access-control-allow-origin" not in other.headers
+
+
+@pytest.mark.anyio
+async def test_every_kind_of_answer_has_the_headers_that_browsers_obey(
+    tiny_models: Path, red_photo: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("a secret of ours")
+
+    async with asking(tiny_models, limits={"body_mb": 0.1}) as client:
+        answers = {
+            200: await client.get("/healthz"),
+            404: await client.get("/none"),
+            405: await client.get("/predict"),
+            307: await client.get("/models/"),
+            403: await client.post("/v2/repository/models/tiny/load"),
+            413: await client.post("/predict", content=bytes(200_000)),
+            415: await client.post("/predict", content=b"x", headers={"Content-Encoding": "br"}),
+            422: await client.post("/predict", content=b"words"),
+            400: await client.post(INFER, content=b"words"),
+        }
+        monkeypatch.setattr("finetune.serving.live.LiveModel.classify", broken)
+        answers[500] = await client.post("/predict", content=red_photo)
+        assert error_of(answers[500], 500) == "internal error; the server's log has the details"
+        for path in ("/", "/docs", "/docs-assets/swagger-ui.css", "/metrics", "/openapi.json"):
+            answers[path] = await client.get(path)
+    for kind, answer in answers.items():
+        assert answer.status_code == (kind if isinstance(kind, int) else 200)
+        assert answer.headers["x-content-type-options"] == "nosniff", kind
+        assert answer.headers["referrer-policy"] == "no-referrer", kind
+        assert "frame-ancestors 'none'" in answer.headers["content-security-policy"], kind
+        assert re.fullmatch(r"[0-9a-f]{32}", answer.headers["x-request-id"]), kind
+        assert "server" not in answer.headers
+
+
+@pytest.mark.anyio
+async def test_the_memory_of_all_bodies_is_bounded_and_given_back(tiny_models: Path) -> None:
+    limits = serve_config(tiny_models, limits={"body_mb": 1, "held_mb": 2}).limits
+    going_on = asyncio.Event()
+
+    async def reading(scope: Any, receive: Any, send: Any) -> None:
+        await read_body(receive)
+        await going_on.wait()
+
+    async def nowhere(_: Message) -> None:
+        pass
+
+    def refuse(refusal: Refusal) -> JSONResponse:
+        return JSONResponse({}, refusal.status)
+
+    bodies = BodyLimits(reading, limits, refuse)
+
+    def upload(*sizes: int, encoding: str = "identity", leaves: bool = False) -> asyncio.Future[None]:
+        messages: list[Message] = [{"type": "http.request", "body": bytes(size), "more_body": True} for size in sizes]
+        messages.append({"type": "http.disconnect"} if leaves else {"type": "http.request", "body": b""})
+        coming = iter(messages)
+
+        async def receive() -> Message:
+            await asyncio.sleep(0)
+            return next(coming)
+
+        scope = {"type": "http", "headers": [(b"content-encoding", encoding.encode())]}
+        return asyncio.ensure_future(bodies(scope, receive, nowhere))
+
+    first = [upload(400_000, 500_000), upload(900_000)]
+    await asyncio.sleep(0.01)
+    assert bodies.held == 1_800_000
+    for sizes, options, status in [
+        ((150_000, 60_000), {}, 503),
+        ((1_100_000,), {}, 413),
+        ((100, 100), {"encoding": "gzip"}, 400),
+    ]:
+        with pytest.raises(Refusal) as refused:
+            await upload(*sizes, **options)
+        assert refused.value.status == status
+        assert bodies.held == 1_800_000
+    with pytest.raises(ClientLeft):
+        await upload(100_000, leaves=True)
+    assert bodies.held == 1_800_000
+    first[0].cancel()
+    await asyncio.wait([first[0]])
+    assert bodies.held == 900_000
+    going_on.set()
+    await first[1]
+    assert bodies.held == 0
