@@ -173,7 +173,7 @@ async def test_a_request_that_has_chosen_a_version_is_answered_by_it(models: Pat
     chosen = repository.choose("tiny")
     answering = asyncio.ensure_future(chosen.classify([photo]))
     # before the request's photos are in its hands
-    chosen.retire()
+    await repository.unload("tiny")
     (row,) = await answering
     assert not isinstance(row, FinetuneError)
 
