@@ -36,7 +36,7 @@ from finetune.serving.telemetry import telemetry
 
 # What pages of other origins may read of an answer.
 EXPOSED = ["Retry-After", "Server-Timing", "X-Request-ID"]
-REFUSED = (400, 401, 403, 404, 408, 413, 415, 422, 429, 503, 504)
+REFUSED = (400, 401, 403, 404, 408, 409, 413, 415, 422, 429, 503, 504)
 
 
 class Problem(BaseModel):
@@ -79,6 +79,8 @@ def create_app(
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
+        # what it would lead to, it takes from a header that clients write
+        redirect_slashes=False,
         responses={status: {"model": Problem} for status in REFUSED},
         telemetry=telemetry(config.telemetry),
     )
