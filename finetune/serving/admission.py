@@ -19,16 +19,26 @@ class Admission:
     law), decoding included; so the queue is short on a slow machine and long on a fast one.
     """
 
-    def __init__(self, max_queue: int, max_wait_s: float) -> None:
-        """max_queue: photos in hand at most; max_wait_s: expected seconds of waiting at most."""
-        self.max_queue, self.max_wait_s = max_queue, max_wait_s
+    def __init__(self, max_queue: int, max_wait_s: float, batch_photos: int) -> None:
+        """max_queue: photos in hand at most; max_wait_s: expected seconds of waiting at most.
+
+        batch_photos: how many may leave together.
+        """
+        self.max_queue, self.max_wait_s, self.batch_photos = max_queue, max_wait_s, batch_photos
         self.photos = 0
         self.seconds_per_photo = 0.0
         self._since = 0.0
 
     @property
     def expected_wait_s(self) -> float:
-        return self.photos * self.seconds_per_photo
+        """What one more photo would wait for; at least as long a photo as the batch takes that has not left yet.
+
+        That tells of photos that take far longer than those before them, while they still do.
+        """
+        if not self.photos:
+            return 0.0
+        unfinished_s = (time.perf_counter() - self._since) / self.batch_photos
+        return self.photos * max(self.seconds_per_photo, unfinished_s)
 
     @contextmanager
     def admit(self, photos: int) -> Iterator[Callable[[], None]]:

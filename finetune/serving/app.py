@@ -50,13 +50,13 @@ def create_app(
     repository: Repository,
     metrics: Metrics,
     keys: Keys,
-    decoding: Executor,
+    parsing: Executor,
     beside: GrpcServer | None,
     on_failure: Callable[[Exception], None],
 ) -> FastAPI:
     """Build the application over a repository that is opened, in the background, when it starts.
 
-    decoding: threads that photos are decoded on; beside: begins and ends with it; on_failure: told what keeps the
+    parsing: threads for what takes long to parse; beside: begins and ends with it; on_failure: told what keeps the
     repository from being opened, or that one from listening.
     """
 
@@ -70,7 +70,7 @@ def create_app(
         with suppress(asyncio.CancelledError):
             await tending
         repository.close()
-        decoding.shutdown(wait=False, cancel_futures=True)
+        parsing.shutdown(wait=False, cancel_futures=True)
 
     app = FastAPI(
         title="finetune-service",
@@ -119,9 +119,9 @@ def create_app(
             expose_headers=EXPOSED,
         )
     app.add_middleware(Envelope, metrics=metrics, is_draining=lambda: repository.draining)
-    app.include_router(predict_router(repository, limits, decoding))
+    app.include_router(predict_router(repository, limits, parsing))
     app.include_router(status_router(repository, metrics))
-    app.include_router(inference_router(repository, limits, decoding))
+    app.include_router(inference_router(repository, limits, parsing))
     app.mount("/docs-assets", StaticFiles(packages=[("fastapi_offline", "static")]))
     return app
 

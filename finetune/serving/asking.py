@@ -7,11 +7,10 @@ from collections.abc import Awaitable
 from typing import Any
 
 from opentelemetry import trace
-from starlette.types import Receive
 
 from finetune.errors import ImageError
 from finetune.serving.batcher import Probabilities
-from finetune.serving.bodies import ClientLeft, while_connected
+from finetune.serving.bodies import ClientLeft, Patience
 from finetune.serving.live import LiveModel
 from finetune.serving.refusal import Refusal
 
@@ -21,19 +20,18 @@ Row = Probabilities | ImageError
 
 
 async def ask(
-    model: LiveModel, photos: int, answering: Awaitable[list[Row]], deadline_s: float, receive: Receive, facts: Facts
+    model: LiveModel, photos: int, answering: Awaitable[list[Row]], patience: Patience, facts: Facts
 ) -> list[Row]:
-    """Return a model's rows for one request, given up when its client leaves or its time is up, and count it.
+    """Return a model's rows for one request, and count it.
 
-    receive: of a request whose body was read; facts: takes what is worth a line in the log. Raises ClientLeft,
-    Refusal 503 or 504, or what the model raises.
+    facts: takes what is worth a line in the log. Raises ClientLeft, Refusal 503 or 504, or what the model raises.
     """
     facts.update(model=f"{model.name}/{model.version}", photos=photos)
     # of the span of this request, where there is one
     trace.get_current_span().set_attributes({f"finetune.{name}": value for name, value in facts.items()})
     began = time.perf_counter()
     try:
-        rows = await while_connected(receive, deadline_s, answering)
+        rows = await patience.wait_for(answering)
     except ClientLeft:
         model.metrics.failed("CANCELED", time.perf_counter() - began)
         raise

@@ -89,43 +89,41 @@ class _Body:
             raise Refusal(408, f"the body did not come within {self._limits.limits.body_s:g} s") from None
 
 
-async def read_body(receive: Receive) -> bytes:
-    """Return the whole body; raises ClientLeft."""
-    chunks = []
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise ClientLeft
-        chunks.append(message.get("body", b""))
-        if not message.get("more_body", False):
-            return b"".join(chunks)
-
-
 class ClientLeft(Exception):
     """The client closed the connection; nobody waits for an answer any more."""
 
 
-async def while_connected(receive: Receive, deadline_s: float, work: Awaitable[Result]) -> Result:
-    """Return the result of `work`, which is cancelled as soon as the client leaves or the time is up.
+class Patience:
+    """How long a request whose body was read is worth any work: until its client leaves or its time is up."""
 
-    Raises ClientLeft, or Refusal 504. receive: of a request whose body was read.
-    """
-    working = asyncio.ensure_future(work)
-    leaving = asyncio.ensure_future(_leaves(receive))
-    try:
-        await asyncio.wait({working, leaving}, timeout=deadline_s, return_when=asyncio.FIRST_COMPLETED)
-        if working.done():
-            return working.result()
-        if leaving.done():
-            raise ClientLeft
-        raise Refusal(504, f"not answered within {deadline_s:g} s", retry_after_s=1)
-    finally:
-        for task in (working, leaving):
-            task.cancel()
-        # so that a photo has left the queue before anybody is told
-        await asyncio.gather(working, leaving, return_exceptions=True)
+    def __init__(self, receive: Receive, seconds: float) -> None:
+        """receive: the request's, as ASGI has it."""
+        self._receive = receive
+        self._began = asyncio.get_running_loop().time()
+        self._seconds = seconds
 
+    def shorten(self, seconds: float) -> None:
+        """Let it end so many seconds after it began, if it would not end before."""
+        self._seconds = min(self._seconds, seconds)
 
-async def _leaves(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
+    async def wait_for(self, work: Awaitable[Result]) -> Result:
+        """Return the result of `work`, which is cancelled at the end; raises ClientLeft, or Refusal 504."""
+        working = asyncio.ensure_future(work)
+        leaving = asyncio.ensure_future(self._leaves())
+        left_s = self._began + self._seconds - asyncio.get_running_loop().time()
+        try:
+            await asyncio.wait({working, leaving}, timeout=max(0.0, left_s), return_when=asyncio.FIRST_COMPLETED)
+            if working.done():
+                return working.result()
+            if leaving.done():
+                raise ClientLeft
+            raise Refusal(504, f"not answered within {self._seconds:g} s", retry_after_s=1)
+        finally:
+            for task in (working, leaving):
+                task.cancel()
+            # so that a photo has left the queue before anybody is told
+            await asyncio.gather(working, leaving, return_exceptions=True)
+
+    async def _leaves(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass

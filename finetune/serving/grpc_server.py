@@ -16,6 +16,7 @@ from starlette.types import Message
 from finetune.bundle import OUTPUT
 from finetune.config import ServeConfig
 from finetune.errors import FinetuneError
+from finetune.serving.bodies import Patience
 from finetune.serving.inference import describe_model, describe_server, infer
 from finetune.serving.keys import Keys, Role
 from finetune.serving.logs import request_id
@@ -167,7 +168,9 @@ class GrpcServer:
         asked = _read(message)
         model = self._repository.choose(name, version)
         # a client that leaves cancels this very call
-        outputs = await infer(model, asked, self._config.limits, _never, facts)
+        outputs = await infer(
+            model, asked, self._config.limits, Patience(_never, self._config.limits.deadline_s), facts
+        )
         answer = self._messages.ModelInferResponse(
             model_name=model.name, model_version=model.version, id=asked.id or ""
         )

@@ -6,7 +6,6 @@ from collections.abc import Awaitable, Mapping
 from typing import Any
 
 import numpy as np
-from starlette.types import Receive
 
 import finetune
 from finetune.bundle import INPUT, OUTPUT
@@ -14,6 +13,7 @@ from finetune.config import LimitsConfig
 from finetune.errors import ImageError
 from finetune.serving.asking import Facts, Row, ask
 from finetune.serving.batcher import Probabilities
+from finetune.serving.bodies import Patience
 from finetune.serving.live import LiveModel
 from finetune.serving.protocol import InferRequest
 from finetune.serving.refusal import Refusal
@@ -25,17 +25,18 @@ EXTENSIONS = ("binary_tensor_data", "classification", "model_configuration", "mo
 
 
 async def infer(
-    model: LiveModel, asked: InferRequest, limits: LimitsConfig, receive: Receive, facts: Facts
+    model: LiveModel, asked: InferRequest, limits: LimitsConfig, patience: Patience, facts: Facts
 ) -> Mapping[str, Probabilities]:
     """Return a model's outputs by name; raises Refusal 400, 413, 503 or 504, ClientLeft, or what the model raises.
 
-    receive: tells that the client has left, as in ASGI; facts: takes what is worth a line in the log.
+    facts: takes what is worth a line in the log.
     """
     # an unknown output is refused before the model runs
     asked.wanted((OUTPUT,))
     photos, answering = _answering(model, asked, limits.photos)
-    deadline_s = min(limits.deadline_s, asked.timeout_s or limits.deadline_s)
-    rows = await ask(model, photos, answering, deadline_s, receive, facts)
+    if asked.timeout_s is not None:
+        patience.shorten(asked.timeout_s)
+    rows = await ask(model, photos, answering, patience, facts)
     return {OUTPUT: np.stack(_require_readable(rows))}
 
 

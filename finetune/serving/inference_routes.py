@@ -7,6 +7,7 @@ configuration, statistics and the model repository.
 from __future__ import annotations
 
 import asyncio
+import time
 from concurrent.futures import Executor
 from typing import Any
 
@@ -15,6 +16,7 @@ from fastapi.responses import Response
 
 from finetune.bundle import INPUT, OUTPUT
 from finetune.config import LimitsConfig
+from finetune.serving.bodies import Patience
 from finetune.serving.compression import compress
 from finetune.serving.inference import ENCODED, configuration, describe_model, describe_server, infer
 from finetune.serving.protocol import HEADER_LENGTH, parse_parameters, parse_request, render_response
@@ -81,17 +83,21 @@ def inference_router(repository: Repository, limits: LimitsConfig, parsing: Exec
         """Classify photos."""
         repository.require(name, version)
         body = await request.body()
+        patience = Patience(request.receive, limits.deadline_s)
         header_length = request.headers.get(HEADER_LENGTH)
         if len(body) <= PARSED_HERE_BYTES:
             asked = parse_request(body, header_length)
         else:
-            asked = await asyncio.get_running_loop().run_in_executor(parsing, parse_request, body, header_length)
+            work = asyncio.get_running_loop().run_in_executor(parsing, parse_request, body, header_length)
+            asked = await patience.wait_for(work)
         if header_length is None and ENCODED in asked.inputs:
             hint = "JSON cannot carry a file's bytes (POST /predict takes base64)"
             raise Refusal(400, f"{ENCODED} is taken as binary data only: {hint}")
         model = repository.choose(name, version)
-        outputs = await infer(model, asked, limits, request.receive, request.state.facts)
+        outputs = await infer(model, asked, limits, patience, request.state.facts)
+        began = time.perf_counter()
         content, headers = render_response(asked, model.name, model.version, outputs, {OUTPUT: model.predictor.labels})
+        model.metrics.formatted(len(outputs[OUTPUT]), time.perf_counter() - began)
         if len(content) >= COMPRESSED_BYTES:
             content, encoding = compress(content, request.headers.get("accept-encoding"))
             if encoding is not None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -23,6 +22,7 @@ from finetune.serving.metrics import Metrics
 from finetune.serving.model_metrics import ModelMetrics
 from finetune.serving.predictor import Predictor, open_predictor
 from finetune.serving.routes import Target
+from finetune.serving.turns import Turns
 
 # What cameras, phones and browsers make. Pillow's rarer decoders are no risk a server should take.
 SERVED_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "PPM")
@@ -42,7 +42,7 @@ class LiveModel:
         target: Target,
         bundle: Bundle,
         predictor: Predictor,
-        decoding: Executor,
+        decoding: Turns,
         batch: BatchConfig,
         limits: LimitsConfig,
         metrics: ModelMetrics,
@@ -50,9 +50,9 @@ class LiveModel:
         """target: what it is served as; decoding: threads that several models share."""
         self.name, self.version = target.model, str(target.version)
         self.bundle, self.predictor, self.metrics = bundle, predictor, metrics
-        self.admission = Admission(limits.queue_photos, limits.wait_s)
         self._decoding, self._max_pixels = decoding, int(1e6 * limits.megapixels)
         self.most_photos, self.delay_ms = most_photos(batch, predictor), batch.delay_ms
+        self.admission = Admission(limits.queue_photos, limits.wait_s, self.most_photos)
         timings = _Timings(metrics, self.admission)
         self._batcher = Batcher(predictor.run, self.most_photos, self.delay_ms / 1000, timings)
 
@@ -104,12 +104,14 @@ class LiveModel:
                 raise row
         answered = [row for row in rows if not isinstance(row, ImageError)]
         if answered:
-            self.metrics.answered(np.stack(answered))
+            table = np.stack(answered)
+            if not np.isfinite(table).all():
+                raise ArithmeticError(f"{self.name} version {self.version} answers with numbers that are none")
+            self.metrics.answered(table)
         return rows
 
     async def _classify_one(self, raw: bytes) -> Probabilities:
-        loop = asyncio.get_running_loop()
-        pixels, seconds = await loop.run_in_executor(self._decoding, self._decode, raw)
+        pixels, seconds = await self._decoding.run(self.name, self._decode, raw)
         self.metrics.decoded(seconds)
         return await self._batcher.submit(pixels)
 
@@ -133,7 +135,7 @@ class _Timings(NamedTuple):
         self.admission.measure(photos)
 
 
-def open_live(folder: Path, target: Target, config: ServeConfig, decoding: Executor, metrics: Metrics) -> LiveModel:
+def open_live(folder: Path, target: Target, config: ServeConfig, decoding: Turns, metrics: Metrics) -> LiveModel:
     """Open one version, prove that its files are those that were exported, and let it answer on its device.
 
     Raises FinetuneError, or what onnxruntime raises.

@@ -94,9 +94,9 @@ class ModelMetrics:
         self._run.observe(seconds)
         self._statistics.ran(photos, seconds)
 
-    def formatted(self, seconds: float) -> None:
-        """A photo's probabilities were made its part of an answer in so long."""
-        self._statistics.formatted(seconds)
+    def formatted(self, photos: int, seconds: float) -> None:
+        """The probabilities of so many photos were made an answer, together in so long."""
+        self._statistics.formatted(photos, seconds)
 
     def pending(self, delta: int) -> None:
         """So many photos more, or fewer, are being decoded or wait."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import time
 from concurrent.futures import Executor
 from typing import Annotated
 
@@ -18,10 +19,13 @@ from starlette.exceptions import HTTPException
 from finetune.config import LimitsConfig
 from finetune.errors import ImageError
 from finetune.serving.asking import ask
+from finetune.serving.bodies import Patience
 from finetune.serving.predictor import Prediction
 from finetune.serving.refusal import Refusal
 from finetune.serving.repository import Repository
 
+# Of brackets in a body, of which each would become an object of many times its size; base64 has none.
+MAX_NESTS = 100
 BINARY = {"schema": {"type": "string", "format": "binary"}}
 BODY = {
     "requestBody": {
@@ -79,13 +83,16 @@ def predict_router(repository: Repository, limits: LimitsConfig, parsing: Execut
         photos = await _read_photos(request, limits.photos, parsing)
         chosen = repository.choose(model, version)
         answering = chosen.classify([raw for _, raw in photos])
-        rows = await ask(chosen, len(photos), answering, limits.deadline_s, request.receive, request.state.facts)
+        patience = Patience(request.receive, limits.deadline_s)
+        rows = await ask(chosen, len(photos), answering, patience, request.state.facts)
+        began = time.perf_counter()
         predictions: list[Prediction | Unreadable] = []
         for (name, _), row in zip(photos, rows, strict=True):
             if isinstance(row, ImageError):
                 predictions.append(Unreadable(error=f"{name}: {row}" if name else str(row)))
             else:
                 predictions.append(chosen.predictor.explain(row, top))
+        chosen.metrics.formatted(len(photos), time.perf_counter() - began)
         errors = [entry.error for entry in predictions if isinstance(entry, Unreadable)]
         if len(errors) == len(photos):
             raise Refusal(422, "; ".join(errors))
@@ -127,6 +134,8 @@ async def _from_form(request: Request, most: int) -> list[tuple[str, bytes]]:
 
 
 def _from_json(body: bytes) -> list[tuple[str, bytes]]:
+    if body.count(b"[") + body.count(b"{") > MAX_NESTS:
+        raise Refusal(422, 'the body must be {"photos": ["...", ...]}, with nothing else in it')
     try:
         document = from_json(body)
     except ValueError as error:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel
 
 from finetune.bundle import INPUT, OUTPUT, Bundle
+from finetune.errors import FinetuneError
 from finetune.parallel import ordered_map
 from finetune.preprocess import Pixels, Preprocessing, Readable, load_pixels
 from finetune.progress import track
@@ -69,7 +70,10 @@ class Predictor:
         size, most = self.preprocessing.image_size, most or self.batch_size
         between = [photos for photos in GPU_BATCHES if 1 < photos < most] if self.on_gpu else []
         for photos in (1, *between, most):
-            self.run(np.zeros((photos, size, size, 3), dtype=np.uint8))
+            answers = self.run(np.zeros((photos, size, size, 3), dtype=np.uint8))
+            if not np.isfinite(answers).all():
+                provider = self.session.provider
+                raise FinetuneError(f"on {provider} the model answers blank photos with numbers that are none")
 
     def load(self, file: Readable) -> Pixels:
         """Decode a photo on this machine, in any format that training reads; raises ImageError with the reason."""

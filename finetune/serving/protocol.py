@@ -20,6 +20,8 @@ from finetune.serving.refusal import LONGEST_QUOTE, Refusal, quoted
 from finetune.serving.tensors import Tensor, from_data, from_raw, of_array, to_data, to_raw
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
+# Of arrays and objects in a request, of which each takes many times its size; one photo, nested, is about size².
+MAX_NESTS = 500_000
 MAX_TENSORS = 16
 MAX_TIMEOUT_US = 2**63 - 1
 Json = dict[str, Any]
@@ -68,6 +70,8 @@ def parse_request(body: bytes, header_length: str | None) -> InferRequest:
     absent and all is JSON. Parameters that mean nothing here are ignored, but for those that would change the answer.
     """
     text, raw = _parted(body, header_length)
+    if text.count(b"[") + text.count(b"{") > MAX_NESTS:
+        raise Refusal(413, "the JSON has too many arrays: send tensors flat, or as binary data")
     try:
         document = _object(from_json(text, allow_inf_nan=False, cache_strings="keys"), "the request")
     except ValueError as error:

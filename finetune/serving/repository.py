@@ -89,7 +89,12 @@ class Repository:
             except FinetuneError as error:
                 self._complain(str(error))
             else:
-                self._routes, self._complaint = wanted.routes, ""
+                # a route that is as it was goes on where it was: its next turn may be the tenth of a tenth
+                known = self._routes
+                self._routes = {
+                    name: known[name] if known.get(name) == route else route for name, route in wanted.routes.items()
+                }
+                self._complaint = ""
             self._let_go(wanted)
 
     async def load(self, name: str) -> None:

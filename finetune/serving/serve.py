@@ -31,6 +31,7 @@ from finetune.serving.live import LiveModel, open_live
 from finetune.serving.metrics import Metrics
 from finetune.serving.repository import Repository
 from finetune.serving.routes import Target
+from finetune.serving.turns import Turns
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +78,7 @@ def assemble(config: ServeConfig, on_failure: Callable[[Exception], None]) -> Se
     be used.
     """
     metrics = Metrics()
-    decoding = ThreadPoolExecutor(usable_cores(), "decode")
+    decoding, parsing = Turns(usable_cores()), ThreadPoolExecutor(2, "parse")
 
     def open_model(folder: Path, target: Target) -> LiveModel:
         return open_live(folder, target, config, decoding, metrics)
@@ -85,7 +86,7 @@ def assemble(config: ServeConfig, on_failure: Callable[[Exception], None]) -> Se
     repository = Repository(config, open_model, metrics)
     keys = read_keys(config.keys)
     beside = GrpcServer(config, repository, metrics, keys) if config.grpc_port else None
-    app = create_app(config, repository, metrics, keys, decoding, beside, on_failure)
+    app = create_app(config, repository, metrics, keys, parsing, beside, on_failure)
     return Service(app, repository, metrics)
 
 

@@ -83,9 +83,9 @@ class Statistics:
                 batch = self._batches[photos] = Duration()
             batch.add(seconds)
 
-    def formatted(self, seconds: float) -> None:
+    def formatted(self, photos: int, seconds: float) -> None:
         with self._lock:
-            self._output.add(seconds)
+            self._output.add(seconds / photos, photos)
 
     def pending(self, delta: int) -> None:
         with self._lock:

@@ -57,7 +57,7 @@ def serve(metrics: Metrics) -> ModelMetrics:
         model.ran(3, 0.03)
         model.answered(ANSWERS)
         for _ in range(3):
-            model.formatted(0.00001)
+            model.formatted(1, 0.00001)
         model.succeeded(1, 0.04)
         model.succeeded(2, 0.05)
         model.failed("CANCELED", 0.5)
@@ -286,7 +286,7 @@ def test_a_request_s_calls_cost_microseconds() -> None:
             model.pending(-1)
             model.ran(1, 0.006)
             model.answered(reference[:1])
-            model.formatted(0.00001)
+            model.formatted(1, 0.00001)
             model.succeeded(1, 0.013)
             metrics.request("/predict", 200, 0.013)
             metrics.in_flight.dec()

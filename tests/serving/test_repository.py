@@ -9,9 +9,11 @@ import weakref
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from finetune.errors import FinetuneError
+from finetune.serving.predictor import Predictor
 from finetune.serving.refusal import Refusal
 from finetune.serving.repository import Repository
 from tests.conftest import rewrite_bundle
@@ -178,6 +180,17 @@ async def test_a_request_that_has_chosen_a_version_is_answered_by_it(models: Pat
     assert not isinstance(row, FinetuneError)
 
 
+async def test_numbers_that_are_none_are_no_answer(models: Path, photo: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    repository = await opened(models)
+    nothing = np.full((1, 3), np.nan, np.float32)
+    monkeypatch.setattr(repository.choose("tiny")._batcher, "_run", lambda _: nothing)
+    with pytest.raises(ArithmeticError, match="tiny version 1 answers with numbers that are none"):
+        await repository.choose("tiny").classify([photo])
+    monkeypatch.setattr(Predictor, "run", lambda *_: nothing)
+    with pytest.raises(FinetuneError, match="answers blank photos with numbers that are none"):
+        await opened(models)
+
+
 async def test_a_look_at_a_route_takes_no_turn(models: Path, tmp_path: Path) -> None:
     add_version(models, 2)
     routes = tmp_path / "routes.yaml"
@@ -200,6 +213,12 @@ async def test_routes_share_out_a_name_and_follow_their_file(models: Path, tmp_p
     assert repository.choose("next").version == "3"
     assert repository.choose("tiny", "3").version == "3"
     assert repository.names == ["next", "tiny"]
+
+    drawn: Counter[str] = Counter()
+    for _ in range(20):
+        drawn.update(repository.choose("tiny").version for _ in range(5))
+        await repository.refresh()
+    assert drawn == {"1": 90, "2": 10}, "between two looks there may be fewer requests than a share takes"
 
     routes.write_text("tiny: tiny/2\n")
     await settled(repository)

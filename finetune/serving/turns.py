@@ -1,0 +1,59 @@
+"""Threads that several models decode on, in turns, so that nobody's photos stand behind all of another's."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+Result = TypeVar("Result")
+
+
+class Turns:
+    """Runs functions on a few threads; whoever waits gets every n-th turn of n. Used from one event loop.
+
+    What is cancelled before its turn is never begun; what runs keeps its thread until it is through.
+    """
+
+    def __init__(self, threads: int) -> None:
+        self._threads = ThreadPoolExecutor(threads, "decode")
+        self._free = threads
+        self._waiting: dict[object, deque[asyncio.Future[None]]] = {}
+
+    async def run(self, who: object, function: Callable[..., Result], *arguments: object) -> Result:
+        """Return what a function does on a thread; who: whose turn it takes."""
+        await self._turn(who)
+        loop = asyncio.get_running_loop()
+        work = self._threads.submit(function, *arguments)
+        # of the work, not of those who wait for it: they may have left
+        work.add_done_callback(lambda _: loop.call_soon_threadsafe(self._pass_on))
+        return await asyncio.wrap_future(work)
+
+    async def _turn(self, who: object) -> None:
+        if self._free:
+            self._free -= 1
+            return
+        turn = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(who, deque()).append(turn)
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled():
+                # it had been given the turn just before
+                self._pass_on()
+            raise
+
+    def _pass_on(self) -> None:
+        while self._waiting:
+            who, queue = next(iter(self._waiting.items()))
+            # to the end of the line, or out of it
+            del self._waiting[who]
+            turn = queue.popleft()
+            if queue:
+                self._waiting[who] = queue
+            if not turn.done():
+                turn.set_result(None)
+                return
+        self._free += 1

@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from finetune.serving.turns import Turns
+
+
+def run(test: Callable[[Turns], Any], threads: int = 1) -> None:
+    async def within_time() -> None:
+        await asyncio.wait_for(test(Turns(threads)), 10)
+
+    asyncio.run(within_time())
+
+
+def test_who_waits_gets_every_other_turn_of_two() -> None:
+    async def test(turns: Turns) -> None:
+        order: list[str] = []
+        gate = threading.Event()
+        first = asyncio.ensure_future(turns.run("first", gate.wait, 10))
+        await asyncio.sleep(0)
+        many = [asyncio.ensure_future(turns.run("many", order.append, f"many {n}")) for n in range(4)]
+        await asyncio.sleep(0)
+        few = [asyncio.ensure_future(turns.run("few", order.append, f"few {n}")) for n in range(2)]
+        await asyncio.sleep(0)
+        gate.set()
+        await asyncio.gather(first, *many, *few)
+        assert order == ["many 0", "few 0", "many 1", "few 1", "many 2", "many 3"]
+
+    run(test)
+
+
+def test_what_is_cancelled_is_never_begun_and_holds_up_nobody() -> None:
+    async def test(turns: Turns) -> None:
+        begun: list[int] = []
+        gate = threading.Event()
+        blocking = asyncio.ensure_future(turns.run("a", gate.wait, 10))
+        others = [asyncio.ensure_future(turns.run("a", begun.append, n)) for n in range(4)]
+        await asyncio.sleep(0.01)
+        others[0].cancel()
+        others[2].cancel()
+        gate.set()
+        await asyncio.gather(blocking, *others, return_exceptions=True)
+        assert begun == [1, 3]
+        await turns.run("a", begun.append, 9)
+        assert begun == [1, 3, 9]
+
+    run(test)
+
+
+def test_who_leaves_keeps_its_thread_until_the_work_is_through() -> None:
+    async def test(turns: Turns) -> None:
+        gate = threading.Event()
+        left = asyncio.ensure_future(turns.run("a", gate.wait, 10))
+        await asyncio.sleep(0.01)
+        left.cancel()
+        next_one = asyncio.ensure_future(turns.run("a", lambda: 7))
+        await asyncio.sleep(0.02)
+        assert not next_one.done()
+        gate.set()
+        assert await next_one == 7
+
+    run(test)
+
+
+def test_as_many_run_together_as_there_are_threads() -> None:
+    async def test(turns: Turns) -> None:
+        together = threading.Barrier(3)
+        await asyncio.gather(*(turns.run(n, together.wait, 5) for n in range(3)))
+
+    run(test, threads=3)
+
+
+def test_a_failing_function_gives_its_turn_on() -> None:
+    async def test(turns: Turns) -> None:
+        def fail() -> None:
+            raise ZeroDivisionError
+
+        failed, fine = await asyncio.gather(turns.run("a", fail), turns.run("a", lambda: 1), return_exceptions=True)
+        assert isinstance(failed, ZeroDivisionError)
+        assert fine == 1
+
+    run(test)
