@@ -201,7 +201,10 @@ def test_rules_are_those_that_are_asked_for() -> None:
     (group,) = documents("rules.yaml")[0]["groups"]
     recorded = [rule["record"] for rule in group["rules"] if "record" in rule]
     (trigger,) = documents("autoscale.yaml")[0]["spec"]["triggers"]
-    assert recorded == [trigger["metadata"]["query"]]
+    metric, _, selector = trigger["metadata"]["query"].partition("{")
+    assert metric in recorded
+    # one deployment does not scale another
+    assert re.findall(r'(\w+)="', selector) == ["job", "namespace"]
     # above limits.wait_s servers refuse, and the time rises no more
     assert float(trigger["metadata"]["threshold"]) < configured([]).limits.wait_s
     assert documents("prometheus.yaml")[0]["rule_files"] == ["rules.yaml"]
@@ -222,6 +225,18 @@ def test_alerts_fire_when_they_should(tmp_path: Path) -> None:
         f'finetune_drift_alert{{{model}, of="classes"}}': "0x2 1x20",
         f"finetune_pending_photos{{{model}}}": "6x20",
         f"finetune_batch_photos_sum{{{model}}}": "0+600x20",
+        # another deployment, with nothing to do, which would halve the seconds of the first
+        f'finetune_pending_photos{{{model}, namespace="other"}}': "0x20",
+        f'finetune_batch_photos_sum{{{model}, namespace="other"}}': "0+600x20",
+        **{
+            f'finetune_requests_total{{{at}, route="/predict", code="{code}"}}': f"0+{a_minute}x20"
+            for code, a_minute in (("200", 90), ("500", 2), ("503", 5), ("504", 3))
+        },
+        # as many 503 at the health check as there are answers
+        f'finetune_requests_total{{{at}, route="/readyz", code="503"}}': "0+100x20",
+        f'finetune_model_load_failures_total{{{at}, model="flowers"}}': "0x5 1x40",
+        f'finetune_model_load_failures_total{{{at}, model="new"}}': "_x5 1x40",
+        f'finetune_model_load_failures_total{{{at}, model="sound"}}': "0x40",
     }
 
     def alert(name: str, minute: int, *labels: dict[str, str]) -> dict[str, Any]:
@@ -230,6 +245,7 @@ def test_alerts_fire_when_they_should(tmp_path: Path) -> None:
 
     not_ready = {"severity": "critical", "job": "finetune"}
     drifting = {"severity": "warning", "job": "finetune", "instance": "a:8000", "model": "flowers", "version": "1"}
+    not_opened = {"severity": "warning", "job": "finetune", "instance": "a:8000"}
     test = {
         "interval": "1m",
         "input_series": [{"series": name, "values": values} for name, values in series.items()],
@@ -238,22 +254,38 @@ def test_alerts_fire_when_they_should(tmp_path: Path) -> None:
             alert("FinetuneNotReady", 15, {**not_ready, "instance": "b:8000"}, {**not_ready, "instance": "a:8000"}),
             alert("FinetuneDrift", 10),
             alert("FinetuneDrift", 19, {**drifting, "of": "classes"}),
+            alert("FinetuneAbsent", 15),
+            alert("FinetuneErrors", 3),
+            alert("FinetuneErrors", 15, {"severity": "critical", "job": "finetune"}),
+            alert("FinetuneOverloaded", 3),
+            alert("FinetuneOverloaded", 15, {"severity": "warning", "job": "finetune"}),
+            alert("FinetuneVersionNotOpened", 4),
+            alert("FinetuneVersionNotOpened", 10, {**not_opened, "model": "flowers"}, {**not_opened, "model": "new"}),
+            alert("FinetuneVersionNotOpened", 35),
         ],
         # six photos in hand, ten answered a second
         "promql_expr_test": [
             {
                 "expr": "finetune:photo_seconds",
                 "eval_time": "10m",
-                "exp_samples": [{"labels": "finetune:photo_seconds", "value": 0.6}],
+                "exp_samples": [
+                    {"labels": 'finetune:photo_seconds{job="finetune"}', "value": 0.6},
+                    {"labels": 'finetune:photo_seconds{job="finetune", namespace="other"}', "value": 0},
+                ],
             }
         ],
+    }
+    nobody = {
+        "interval": "1m",
+        "input_series": [{"series": 'up{job="other", instance="c:80"}', "values": "1x20"}],
+        "alert_rule_test": [alert("FinetuneAbsent", 10, {"severity": "critical", "job": "finetune"})],
     }
     rules = yaml.safe_load((DEPLOY / "rules.yaml").read_text())
     for rule in rules["groups"][0]["rules"]:
         rule.pop("annotations", None)
     (tmp_path / "rules.yaml").write_text(yaml.safe_dump(rules))
     (tmp_path / "test.yaml").write_text(
-        yaml.safe_dump({"rule_files": ["rules.yaml"], "evaluation_interval": "1m", "tests": [test]})
+        yaml.safe_dump({"rule_files": ["rules.yaml"], "evaluation_interval": "1m", "tests": [test, nobody]})
     )
     done = subprocess.run(
         [str(PROMTOOL), "test", "rules", "test.yaml"], cwd=tmp_path, capture_output=True, text=True, check=False
