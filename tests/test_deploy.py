@@ -44,6 +44,7 @@ def container_of(pod: Any) -> Any:
     return container
 
 
+CLAIM, COPYING = documents("models.yaml")
 DEPLOYMENT = kubernetes("Deployment")["spec"]["template"]["spec"]
 PATCHED = {**container_of(DEPLOYMENT), **container_of(documents("gpu-patch.yaml")[0]["spec"]["template"]["spec"])}
 KSERVE = documents("kserve.yaml")[0]["spec"]["predictor"]
@@ -105,7 +106,9 @@ def test_probes_ask_what_is_answered(container: Any, tiny_models: Path) -> None:
         assert ("live" in name) == asked["path"].endswith(("/healthz", "/live"))
 
 
-@pytest.mark.parametrize("container", [container_of(DEPLOYMENT), PATCHED, container_of(KSERVE)])
+@pytest.mark.parametrize(
+    "container", [container_of(DEPLOYMENT), PATCHED, container_of(KSERVE), container_of(COPYING["spec"])]
+)
 def test_clusters_give_it_no_privileges(container: Any) -> None:
     security = {**DEPLOYMENT["securityContext"], **container["securityContext"]}
     assert security["runAsNonRoot"] is True
@@ -129,10 +132,12 @@ def test_kubernetes_names_what_belongs_together() -> None:
     assert all(mount["readOnly"] for mount in mounts.values())
     assert (
         volumes["models"]["persistentVolumeClaim"]["claimName"]
-        == (kubernetes("PersistentVolumeClaim")["metadata"]["name"])
+        == COPYING["spec"]["volumes"][0]["persistentVolumeClaim"]["claimName"]
+        == CLAIM["metadata"]["name"]
     )
     config = configured(ARGUMENTS["kubernetes"])
     assert str(config.models) == mounts["models"]["mountPath"]
+    assert container_of(COPYING["spec"])["volumeMounts"] == [{"name": "models", "mountPath": str(config.models)}]
     assert str(config.keys) == f"{mounts['keys']['mountPath']}/keys.txt"
     assert set(ARGUMENTS["kubernetes"]) < set(ARGUMENTS["gpu patch"])
     (scaled,) = documents("autoscale.yaml")
@@ -148,6 +153,9 @@ def test_compose_gives_it_no_privileges(service: str) -> None:
     assert given["security_opt"] == ["no-new-privileges:true"]
     assert f"USER {given['user']}\n" in DOCKERFILE
     assert "tmpfs" not in given
+    assert {"cpus", "memory"} == set(given["deploy"]["resources"]["limits"])
+    # passed on where it is set, and never empty
+    assert given["environment"] == {"FINETUNE_KEYS": None}
     assert given["volumes"] == ["../../models:/models:ro"]
     assert re.search(rf"^FROM .* AS {given['build']['target']}$", DOCKERFILE, re.MULTILINE)
     assert (DEPLOY / given["build"]["context"] / "Dockerfile").samefile(ROOT / "Dockerfile")
@@ -206,7 +214,8 @@ def test_rules_are_those_that_are_asked_for() -> None:
     # one deployment does not scale another
     assert re.findall(r'(\w+)="', selector) == ["job", "namespace"]
     # above limits.wait_s servers refuse, and the time rises no more
-    assert float(trigger["metadata"]["threshold"]) < configured([]).limits.wait_s
+    for place in ("kubernetes", "gpu patch"):
+        assert float(trigger["metadata"]["threshold"]) < configured(ARGUMENTS[place]).limits.wait_s == 1
     assert documents("prometheus.yaml")[0]["rule_files"] == ["rules.yaml"]
 
 
