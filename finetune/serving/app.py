@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager, suppress
+from ipaddress import ip_address
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -33,6 +35,8 @@ from finetune.serving.refusal import Refusal
 from finetune.serving.repository import Repository
 from finetune.serving.status_routes import status_router
 from finetune.serving.telemetry import telemetry
+
+log = logging.getLogger(__name__)
 
 # What pages of other origins may read of an answer.
 EXPOSED = ["Retry-After", "Server-Timing", "X-Request-ID"]
@@ -62,6 +66,8 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        if not keys.known and not _is_loopback(config.host):
+            log.warning("no keys: anybody who reaches %s:%d may predict", config.host, config.port)
         tending = asyncio.create_task(_tend(repository, beside, on_failure))
         yield
         if beside is not None:
@@ -124,6 +130,13 @@ def create_app(
     app.include_router(inference_router(repository, limits, decoding))
     app.mount("/docs-assets", StaticFiles(packages=[("fastapi_offline", "static")]))
     return app
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 async def _tend(repository: Repository, beside: GrpcServer | None, on_failure: Callable[[Exception], None]) -> None:

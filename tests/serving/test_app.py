@@ -200,6 +200,24 @@ def test_several_models_are_served_by_name(
     assert (answer["model"], answer["predictions"][0]["label"]) == ("second", "green")
 
 
+@pytest.mark.parametrize(("host", "told"), [("0.0.0.0", True), ("::", True), ("127.0.0.1", False), ("::1", False)])
+def test_an_open_door_is_told_once(tiny_models: Path, host: str, told: bool, caplog: pytest.LogCaptureFixture) -> None:
+    with TestClient(assembled(tiny_models, host=host, port=8000).app):
+        pass
+    warnings = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert warnings == [f"no keys: anybody who reaches {host}:8000 may predict"] * told
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "127.0.0.1"])
+def test_where_there_are_keys_no_door_is_open(
+    tiny_models: Path, host: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FINETUNE_KEYS", f"camera predict {'0' * 64}")
+    with TestClient(assembled(tiny_models, host=host).app):
+        pass
+    assert "no keys" not in caplog.text
+
+
 def test_sigterm_ends_the_server_in_order(tiny_models: Path, start_server: Start) -> None:
     server = start_server(tiny_models)
     server.process.send_signal(signal.SIGTERM)
