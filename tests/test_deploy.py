@@ -44,6 +44,7 @@ def container_of(pod: Any) -> Any:
     return container
 
 
+CLAIM, COPYING = documents("models.yaml")
 DEPLOYMENT = kubernetes("Deployment")["spec"]["template"]["spec"]
 PATCHED = {**container_of(DEPLOYMENT), **container_of(documents("gpu-patch.yaml")[0]["spec"]["template"]["spec"])}
 KSERVE = documents("kserve.yaml")[0]["spec"]["predictor"]
@@ -105,7 +106,9 @@ def test_probes_ask_what_is_answered(container: Any, tiny_models: Path) -> None:
         assert ("live" in name) == asked["path"].endswith(("/healthz", "/live"))
 
 
-@pytest.mark.parametrize("container", [container_of(DEPLOYMENT), PATCHED, container_of(KSERVE)])
+@pytest.mark.parametrize(
+    "container", [container_of(DEPLOYMENT), PATCHED, container_of(KSERVE), container_of(COPYING["spec"])]
+)
 def test_clusters_give_it_no_privileges(container: Any) -> None:
     security = {**DEPLOYMENT["securityContext"], **container["securityContext"]}
     assert security["runAsNonRoot"] is True
@@ -129,10 +132,12 @@ def test_kubernetes_names_what_belongs_together() -> None:
     assert all(mount["readOnly"] for mount in mounts.values())
     assert (
         volumes["models"]["persistentVolumeClaim"]["claimName"]
-        == (kubernetes("PersistentVolumeClaim")["metadata"]["name"])
+        == COPYING["spec"]["volumes"][0]["persistentVolumeClaim"]["claimName"]
+        == CLAIM["metadata"]["name"]
     )
     config = configured(ARGUMENTS["kubernetes"])
     assert str(config.models) == mounts["models"]["mountPath"]
+    assert container_of(COPYING["spec"])["volumeMounts"] == [{"name": "models", "mountPath": str(config.models)}]
     assert str(config.keys) == f"{mounts['keys']['mountPath']}/keys.txt"
     assert set(ARGUMENTS["kubernetes"]) < set(ARGUMENTS["gpu patch"])
     (scaled,) = documents("autoscale.yaml")
@@ -148,6 +153,9 @@ def test_compose_gives_it_no_privileges(service: str) -> None:
     assert given["security_opt"] == ["no-new-privileges:true"]
     assert f"USER {given['user']}\n" in DOCKERFILE
     assert "tmpfs" not in given
+    assert {"cpus", "memory"} == set(given["deploy"]["resources"]["limits"])
+    # passed on where it is set, and never empty
+    assert given["environment"] == {"FINETUNE_KEYS": None}
     assert given["volumes"] == ["../../models:/models:ro"]
     assert re.search(rf"^FROM .* AS {given['build']['target']}$", DOCKERFILE, re.MULTILINE)
     assert (DEPLOY / given["build"]["context"] / "Dockerfile").samefile(ROOT / "Dockerfile")
@@ -201,9 +209,13 @@ def test_rules_are_those_that_are_asked_for() -> None:
     (group,) = documents("rules.yaml")[0]["groups"]
     recorded = [rule["record"] for rule in group["rules"] if "record" in rule]
     (trigger,) = documents("autoscale.yaml")[0]["spec"]["triggers"]
-    assert recorded == [trigger["metadata"]["query"]]
+    metric, _, selector = trigger["metadata"]["query"].partition("{")
+    assert metric in recorded
+    # one deployment does not scale another
+    assert re.findall(r'(\w+)="', selector) == ["job", "namespace"]
     # above limits.wait_s servers refuse, and the time rises no more
-    assert float(trigger["metadata"]["threshold"]) < configured([]).limits.wait_s
+    for place in ("kubernetes", "gpu patch"):
+        assert float(trigger["metadata"]["threshold"]) < configured(ARGUMENTS[place]).limits.wait_s == 1
     assert documents("prometheus.yaml")[0]["rule_files"] == ["rules.yaml"]
 
 
@@ -222,6 +234,18 @@ def test_alerts_fire_when_they_should(tmp_path: Path) -> None:
         f'finetune_drift_alert{{{model}, of="classes"}}': "0x2 1x20",
         f"finetune_pending_photos{{{model}}}": "6x20",
         f"finetune_batch_photos_sum{{{model}}}": "0+600x20",
+        # another deployment, with nothing to do, which would halve the seconds of the first
+        f'finetune_pending_photos{{{model}, namespace="other"}}': "0x20",
+        f'finetune_batch_photos_sum{{{model}, namespace="other"}}': "0+600x20",
+        **{
+            f'finetune_requests_total{{{at}, route="/predict", code="{code}"}}': f"0+{a_minute}x20"
+            for code, a_minute in (("200", 90), ("500", 2), ("503", 5), ("504", 3))
+        },
+        # as many 503 at the health check as there are answers
+        f'finetune_requests_total{{{at}, route="/readyz", code="503"}}': "0+100x20",
+        f'finetune_model_load_failures_total{{{at}, model="flowers"}}': "0x5 1x40",
+        f'finetune_model_load_failures_total{{{at}, model="new"}}': "_x5 1x40",
+        f'finetune_model_load_failures_total{{{at}, model="sound"}}': "0x40",
     }
 
     def alert(name: str, minute: int, *labels: dict[str, str]) -> dict[str, Any]:
@@ -230,6 +254,7 @@ def test_alerts_fire_when_they_should(tmp_path: Path) -> None:
 
     not_ready = {"severity": "critical", "job": "finetune"}
     drifting = {"severity": "warning", "job": "finetune", "instance": "a:8000", "model": "flowers", "version": "1"}
+    not_opened = {"severity": "warning", "job": "finetune", "instance": "a:8000"}
     test = {
         "interval": "1m",
         "input_series": [{"series": name, "values": values} for name, values in series.items()],
@@ -238,22 +263,38 @@ def test_alerts_fire_when_they_should(tmp_path: Path) -> None:
             alert("FinetuneNotReady", 15, {**not_ready, "instance": "b:8000"}, {**not_ready, "instance": "a:8000"}),
             alert("FinetuneDrift", 10),
             alert("FinetuneDrift", 19, {**drifting, "of": "classes"}),
+            alert("FinetuneAbsent", 15),
+            alert("FinetuneErrors", 3),
+            alert("FinetuneErrors", 15, {"severity": "critical", "job": "finetune"}),
+            alert("FinetuneOverloaded", 3),
+            alert("FinetuneOverloaded", 15, {"severity": "warning", "job": "finetune"}),
+            alert("FinetuneVersionNotOpened", 4),
+            alert("FinetuneVersionNotOpened", 10, {**not_opened, "model": "flowers"}, {**not_opened, "model": "new"}),
+            alert("FinetuneVersionNotOpened", 35),
         ],
         # six photos in hand, ten answered a second
         "promql_expr_test": [
             {
                 "expr": "finetune:photo_seconds",
                 "eval_time": "10m",
-                "exp_samples": [{"labels": "finetune:photo_seconds", "value": 0.6}],
+                "exp_samples": [
+                    {"labels": 'finetune:photo_seconds{job="finetune"}', "value": 0.6},
+                    {"labels": 'finetune:photo_seconds{job="finetune", namespace="other"}', "value": 0},
+                ],
             }
         ],
+    }
+    nobody = {
+        "interval": "1m",
+        "input_series": [{"series": 'up{job="other", instance="c:80"}', "values": "1x20"}],
+        "alert_rule_test": [alert("FinetuneAbsent", 10, {"severity": "critical", "job": "finetune"})],
     }
     rules = yaml.safe_load((DEPLOY / "rules.yaml").read_text())
     for rule in rules["groups"][0]["rules"]:
         rule.pop("annotations", None)
     (tmp_path / "rules.yaml").write_text(yaml.safe_dump(rules))
     (tmp_path / "test.yaml").write_text(
-        yaml.safe_dump({"rule_files": ["rules.yaml"], "evaluation_interval": "1m", "tests": [test]})
+        yaml.safe_dump({"rule_files": ["rules.yaml"], "evaluation_interval": "1m", "tests": [test, nobody]})
     )
     done = subprocess.run(
         [str(PROMTOOL), "test", "rules", "test.yaml"], cwd=tmp_path, capture_output=True, text=True, check=False

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager, suppress
+from ipaddress import ip_address
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -17,7 +19,6 @@ from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartParser
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
-from starlette.staticfiles import StaticFiles
 
 import finetune
 from finetune.config import ServeConfig
@@ -26,6 +27,7 @@ from finetune.serving.envelope import Envelope
 from finetune.serving.grpc_server import GrpcServer
 from finetune.serving.guard import Guard
 from finetune.serving.inference_routes import inference_router
+from finetune.serving.interface import declare_keys, description
 from finetune.serving.keys import Keys
 from finetune.serving.metrics import Metrics
 from finetune.serving.predict_route import predict_router
@@ -33,6 +35,8 @@ from finetune.serving.refusal import Refusal
 from finetune.serving.repository import Repository
 from finetune.serving.status_routes import status_router
 from finetune.serving.telemetry import telemetry
+
+log = logging.getLogger(__name__)
 
 # What pages of other origins may read of an answer.
 EXPOSED = ["Retry-After", "Server-Timing", "X-Request-ID"]
@@ -62,6 +66,8 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        if not keys.known and not _is_loopback(config.host):
+            log.warning("no keys: anybody who reaches %s:%d may predict", config.host, config.port)
         tending = asyncio.create_task(_tend(repository, beside, on_failure))
         yield
         if beside is not None:
@@ -75,7 +81,7 @@ def create_app(
     app = FastAPI(
         title="finetune-service",
         version=finetune.__version__,
-        description="Image classification with models exported by `finetune export`.",
+        description=description(config.limits),
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
@@ -122,8 +128,16 @@ def create_app(
     app.include_router(predict_router(repository, limits, parsing))
     app.include_router(status_router(repository, metrics))
     app.include_router(inference_router(repository, limits, parsing))
-    app.mount("/docs-assets", StaticFiles(packages=[("fastapi_offline", "static")]))
+    # what FastAPI makes of the routes is kept by it, and so is what is added
+    declare_keys(app.openapi(), needed=bool(keys.known))
     return app
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 async def _tend(repository: Repository, beside: GrpcServer | None, on_failure: Callable[[Exception], None]) -> None:
@@ -140,7 +154,9 @@ async def _tend(repository: Repository, beside: GrpcServer | None, on_failure: C
 
 async def _as_error(_: Request, problem: Exception) -> JSONResponse:
     assert isinstance(problem, HTTPException)
-    return JSONResponse({"error": problem.detail}, problem.status_code, problem.headers)
+    # the router's own words, of a path that it does not know
+    said = "no such path; /docs lists them" if problem.detail == "Not Found" else problem.detail
+    return JSONResponse({"error": said}, problem.status_code, problem.headers)
 
 
 async def _as_wrong_parameter(_: Request, problem: Exception) -> JSONResponse:

@@ -17,6 +17,13 @@ OPEN_BELOW = "/docs-assets/"
 ADMIN_BELOW = "/v2/repository/models/"
 
 
+def role_of(path: str) -> Role | None:
+    """Return whose key a path takes, None where it takes none."""
+    if path in OPEN or path.startswith(OPEN_BELOW):
+        return None
+    return "admin" if path.startswith(ADMIN_BELOW) else "predict"
+
+
 class Guard:
     """Lets a request through that carries the key its route takes, and no more of one client's than are allowed."""
 
@@ -26,11 +33,10 @@ class Guard:
         self._asking: Counter[str] = Counter()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        path = scope.get("path", "")
-        if scope["type"] != "http" or path in OPEN or path.startswith(OPEN_BELOW):
+        role = role_of(scope.get("path", ""))
+        if scope["type"] != "http" or role is None:
             await self.app(scope, receive, send)
             return
-        role: Role = "admin" if path.startswith(ADMIN_BELOW) else "predict"
         try:
             name = self.keys.require(Headers(scope=scope), role)
             client = f"key {name}" if name else str((scope.get("client") or ("",))[0])

@@ -63,16 +63,18 @@ def read_keys(path: Path | None, environment: Mapping[str, str] = os.environ) ->
     """Read `NAME predict|admin SHA256`, a line each, from a file, or else from the variable FINETUNE_KEYS.
 
     Blank lines and those that begin with # are passed over. Raises FinetuneError with the number of a line that is
-    wrong, never with what stands in it.
+    wrong, never with what stands in it, and where there is no key: a secret that was not filled in opens nothing.
     """
     if path is None:
-        source, text = VARIABLE, environment.get(VARIABLE, "")
+        if VARIABLE not in environment:
+            return Keys(())
+        source, text, remedy = VARIABLE, environment[VARIABLE], "unset it"
     else:
-        source, text = f"keys={path}", _read(path)
+        source, text, remedy = f"keys={path}", _read(path), "leave keys= out"
     lines = [(n, line.strip()) for n, line in enumerate(text.replace(";", "\n").splitlines(), start=1)]
     keys = tuple(_key(source, n, line) for n, line in lines if line and not line.startswith("#"))
-    if path is not None and not keys:
-        raise FinetuneError(f"{source} holds no key; leave keys= out to ask for none")
+    if not keys:
+        raise FinetuneError(f"{source} holds no key; give keys, or {remedy} to ask for none")
     names = [key.name for key in keys]
     twice = {name for name in names if names.count(name) > 1}
     if twice:

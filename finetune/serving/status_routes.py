@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.resources import files
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, HTTPException
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import HTMLResponse, Response
 
@@ -20,10 +20,15 @@ DOCS_POLICY = (
     "default-src 'none'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
+# What /docs shows itself with, and as what.
+ASSETS = {"swagger-ui-bundle.js": "text/javascript", "swagger-ui.css": "text/css", "favicon.png": "image/png"}
 
 
 def status_router(repository: Repository, metrics: Metrics) -> APIRouter:
     router = APIRouter(tags=["status"])
+    # read once: no path of a client's is ever joined to a folder
+    start_page = files("finetune.serving").joinpath("page.html").read_text(encoding="utf-8")
+    assets = {name: files("fastapi_offline").joinpath("static", name).read_bytes() for name in ASSETS}
 
     @router.head("/healthz", include_in_schema=False)
     @router.get("/healthz")
@@ -65,8 +70,7 @@ def status_router(repository: Repository, metrics: Metrics) -> APIRouter:
     @router.head("/", include_in_schema=False)
     @router.get("/", include_in_schema=False)
     async def page() -> HTMLResponse:
-        content = files("finetune.serving").joinpath("page.html").read_text(encoding="utf-8")
-        return HTMLResponse(content, headers={"Content-Security-Policy": PAGE_POLICY})
+        return HTMLResponse(start_page, headers={"Content-Security-Policy": PAGE_POLICY})
 
     @router.get("/docs", include_in_schema=False)
     async def docs() -> HTMLResponse:
@@ -80,5 +84,12 @@ def status_router(repository: Repository, metrics: Metrics) -> APIRouter:
         )
         shown.headers["Content-Security-Policy"] = DOCS_POLICY
         return shown
+
+    @router.head("/docs-assets/{name}", include_in_schema=False)
+    @router.get("/docs-assets/{name}", include_in_schema=False)
+    async def asset(name: str) -> Response:
+        if name not in assets:
+            raise HTTPException(404)
+        return Response(assets[name], media_type=ASSETS[name], headers={"Cache-Control": "public, max-age=86400"})
 
     return router

@@ -16,6 +16,7 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 from finetune.cli import run
+from finetune.serving.guard import ADMIN_BELOW, OPEN
 from finetune.serving.predictor import Predictor
 from tests.conftest import CLASSES, rewrite_bundle
 from tests.serving.conftest import Server, Start, assembled
@@ -151,7 +152,8 @@ def test_wrong_names_and_parameters(server: Server, photos: Path) -> None:
     )
     assert error_of(httpx.post(post, params={"top": "x"}, content=raw), 422).startswith("top=x: input should be")
     assert error_of(httpx.get(post), 405)
-    assert error_of(httpx.get(f"{server.address}/nothing"), 404)
+    for path in ("nothing", "docs-assets/nothing", "docs-assets/..%2Fpage.html", "docs-assets/redoc.standalone.js"):
+        assert error_of(httpx.get(f"{server.address}/{path}"), 404) == "no such path; /docs lists them"
 
 
 def test_the_server_lives_and_is_ready_after_all_that(server: Server) -> None:
@@ -167,11 +169,42 @@ def test_the_docs_work_without_a_network(server: Server) -> None:
     assert len(resources) == 3
     for resource in resources:
         assert resource.startswith("docs-assets/")
-        assert httpx.get(f"{server.address}/{resource}").status_code == 200
+        answer = httpx.get(f"{server.address}/{resource}")
+        assert answer.status_code == 200
+        assert answer.headers["cache-control"] == "public, max-age=86400"
+        assert httpx.head(f"{server.address}/{resource}").headers["content-type"] == answer.headers["content-type"]
     schema = httpx.get(f"{server.address}/openapi.json").json()
     body = schema["paths"]["/predict"]["post"]["requestBody"]["content"]
     assert {"image/*", "multipart/form-data"} <= set(body)
     assert {"200", "413", "422"} <= set(schema["paths"]["/predict"]["post"]["responses"])
+
+
+@pytest.mark.parametrize("keys", [False, True])
+def test_the_docs_say_which_routes_take_a_key(tiny_models: Path, monkeypatch: pytest.MonkeyPatch, keys: bool) -> None:
+    if keys:
+        monkeypatch.setenv("FINETUNE_KEYS", f"camera predict {'0' * 64}")
+    app = assembled(tiny_models).app
+    schema = TestClient(app).get("/openapi.json").json()
+    schemes = schema["components"]["securitySchemes"].values()
+    assert {(one["type"], one.get("scheme", one.get("name"))) for one in schemes} == {
+        ("http", "bearer"),
+        ("apiKey", "X-API-Key"),
+    }
+    for path, methods in schema["paths"].items():
+        for method, operation in methods.items():
+            # what the schema says is what is done
+            status = TestClient(app).request(method, path).status_code
+            ways = operation.get("security", [{}])
+            assert ("security" not in operation) == (path in OPEN)
+            assert ({} not in ways) == (status in (401, 403)), path
+            assert path.startswith(ADMIN_BELOW) == ("takes the key of an admin" in operation["description"])
+
+
+def test_the_docs_have_the_limits_as_they_are_configured(server: Server) -> None:
+    told = httpx.get(f"{server.address}/openapi.json").json()["info"]["description"]
+    assert "| `limits.body_mb` | 1 | largest request body in MB, decompressed; above it 413 |" in told
+    assert "| `limits.photos` | 3 |" in told
+    assert "| `limits.per_client` | null |" in told
 
 
 def test_the_page_brings_all_it_needs(server: Server) -> None:
@@ -198,6 +231,24 @@ def test_several_models_are_served_by_name(
     assert said == "several models are served; name one of second, tiny"
     answer = httpx.post(f"{server.address}/predict", params={"model": "second"}, content=raw).json()
     assert (answer["model"], answer["predictions"][0]["label"]) == ("second", "green")
+
+
+@pytest.mark.parametrize(("host", "told"), [("0.0.0.0", True), ("::", True), ("127.0.0.1", False), ("::1", False)])
+def test_an_open_door_is_told_once(tiny_models: Path, host: str, told: bool, caplog: pytest.LogCaptureFixture) -> None:
+    with TestClient(assembled(tiny_models, host=host, port=8000).app):
+        pass
+    warnings = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert warnings == [f"no keys: anybody who reaches {host}:8000 may predict"] * told
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "127.0.0.1"])
+def test_where_there_are_keys_no_door_is_open(
+    tiny_models: Path, host: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FINETUNE_KEYS", f"camera predict {'0' * 64}")
+    with TestClient(assembled(tiny_models, host=host).app):
+        pass
+    assert "no keys" not in caplog.text
 
 
 def test_sigterm_ends_the_server_in_order(tiny_models: Path, start_server: Start) -> None:

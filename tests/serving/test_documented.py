@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import subprocess
 import tempfile
 import time
 from pathlib import Path
@@ -107,6 +108,16 @@ def test_tritonclient_as_it_is_told(
     values, best = capsys.readouterr().out.splitlines()
     assert len(values.strip("[]").split()) == len(CLASSES)
     assert re.match(r"\[\[b'0\.\d+:2:red' b'0\.\d+:\d:\w+'\]\]", best)
+
+
+def test_the_proof_is_named_as_it_is_called() -> None:
+    (script,) = re.findall(r"^(scripts/\S+) models photos/\S+$", SERVING, re.MULTILINE)
+    told = subprocess.run([ROOT / script, "--help"], capture_output=True, text=True, check=True).stdout
+    assert f"{script} MODELS PHOTO" in told
+    for path in re.findall(r"(?:benchmarks|tests)/[\w/.]*\w", told):
+        assert (ROOT / path).exists(), path
+    wrong = subprocess.run([ROOT / script, "none"], capture_output=True, text=True, check=False)
+    assert (wrong.returncode, "usage: scripts/prove-server MODELS PHOTO" in wrong.stderr) == (2, True)
 
 
 def test_large_photos_of_a_form_never_reach_the_disk(tiny_models: Path, monkeypatch: pytest.MonkeyPatch) -> None:

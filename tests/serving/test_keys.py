@@ -58,6 +58,12 @@ def test_they_may_stand_in_the_environment() -> None:
     assert [key.name for key in keys.known] == ["a", "b"]
 
 
+@pytest.mark.parametrize("text", ["", " ; \n", "# nobody"])
+def test_a_variable_that_was_not_filled_in_opens_nothing(text: str) -> None:
+    with pytest.raises(FinetuneError, match="FINETUNE_KEYS holds no key; give keys, or unset it to ask for none"):
+        read_keys(None, {"FINETUNE_KEYS": text})
+
+
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
