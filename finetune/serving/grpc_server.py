@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib
 import logging
 import time
@@ -43,6 +44,8 @@ CODES = {
 }
 ADMIN = ("RepositoryModelLoad", "RepositoryModelUnload")
 OPEN = ("ServerLive", "ServerReady")
+# That run at one time, however large the messages may be.
+FEWEST_CALLS = 8
 
 
 class GrpcServer:
@@ -63,9 +66,13 @@ class GrpcServer:
 
     async def start(self) -> None:
         """Listen; raises FinetuneError where the port is taken."""
-        limit = int(self._config.limits.body_mb * 1e6)
-        options = [("grpc.max_receive_message_length", limit), ("grpc.so_reuseport", 0)]
-        self._server = self._grpc.aio.server(options=options, maximum_concurrent_rpcs=self._config.limits.connections)
+        limits = self._config.limits
+        options = [("grpc.max_receive_message_length", int(limits.body_mb * 1e6)), ("grpc.so_reuseport", 0)]
+        # messages are read whole, so that each call may hold one of the largest
+        most = max(FEWEST_CALLS, int(limits.held_mb // limits.body_mb))
+        self._server = self._grpc.aio.server(
+            interceptors=[self._guard()], options=options, maximum_concurrent_rpcs=most
+        )
         self._services.add_GRPCInferenceServiceServicer_to_server(self._servicer(), self._server)
         host = f"[{self._config.host}]" if ":" in self._config.host else self._config.host
         address = f"{host}:{self._config.grpc_port}"
@@ -83,6 +90,27 @@ class GrpcServer:
     async def stop(self) -> None:
         """Take no more calls, answer those that run."""
         await self._server.stop(self._config.grace_s)
+
+    def _guard(self) -> object:
+        """Return what looks at a call's key before gRPC takes its message into memory."""
+        stream, may_send = self._grpc.stream_unary_rpc_method_handler, self._may_send
+
+        class Guard(self._grpc.aio.ServerInterceptor):  # type: ignore[name-defined,misc]
+            async def intercept_service(self, continuation: Callable[[Any], Awaitable[Any]], call: Any) -> Any:
+                handler = await continuation(call)
+                if handler is None or may_send(_name(call), Headers(raw=_raw(call.invocation_metadata))):
+                    return handler
+                # a handler of streams gets messages when it asks for them, which this one never does
+                return stream(handler.unary_unary, response_serializer=handler.response_serializer)
+
+        return Guard()
+
+    def _may_send(self, name: str, headers: Headers) -> bool:
+        """Return whether a call's message is worth reading: not without a key, nor where it says nothing."""
+        with contextlib.suppress(Refusal):
+            self._keys.require(headers, _role(name))
+            return name not in OPEN
+        return False
 
     def _servicer(self) -> object:
         class Servicer(self._services.GRPCInferenceServiceServicer):  # type: ignore[name-defined,misc]
@@ -106,7 +134,6 @@ class GrpcServer:
     def _enveloped(self, method: Callable[[Any, dict[str, Any]], Awaitable[Any]]) -> Callable[[Any, Any], Any]:
         """Return a call's handler: keys before it, a metric and a line in the log after it, refusals as statuses."""
         name = method.__name__
-        role: Role = "admin" if name in ADMIN else "predict"
 
         async def handle(message: Any, context: Any) -> Any:
             token = request_id.set(uuid.uuid4().hex)
@@ -114,7 +141,7 @@ class GrpcServer:
             began, status = time.perf_counter(), 200
             try:
                 if name not in OPEN:
-                    self._keys.require(Headers(raw=_raw_headers(context)), role)
+                    self._keys.require(Headers(raw=_raw(context.invocation_metadata())), _role(name))
                 return await method(message, facts)
             except Refusal as refusal:
                 status = refusal.status
@@ -243,9 +270,16 @@ def _as_message(statistics: dict[str, Any]) -> dict[str, Any]:
     return {key: statistics[key] for key in known}
 
 
-def _raw_headers(context: Any) -> list[tuple[bytes, bytes]]:
-    pairs = context.invocation_metadata() or ()
-    return [(key.encode(), value if isinstance(value, bytes) else value.encode()) for key, value in pairs]
+def _raw(metadata: Any) -> list[tuple[bytes, bytes]]:
+    return [(key.encode(), value if isinstance(value, bytes) else value.encode()) for key, value in metadata or ()]
+
+
+def _name(call: Any) -> str:
+    return str(call.method.rpartition("/")[2])
+
+
+def _role(name: str) -> Role:
+    return "admin" if name in ADMIN else "predict"
 
 
 async def _never() -> Message:

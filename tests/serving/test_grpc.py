@@ -8,9 +8,11 @@ import re
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import grpc
 import httpx
 import numpy as np
 import pytest
@@ -22,9 +24,11 @@ from tritonclient.utils import InferenceServerException
 from finetune.bundle import open_bundle
 from finetune.preprocess import load_pixels
 from finetune.serving.predictor import open_predictor
-from tests.serving.conftest import Server, start
+from tests.serving.conftest import Server, start, until
 
 KEY, CHIEF = "a-clerk-who-asks", "a-chief-who-rules"
+CALLS = 12
+INFER = "/inference.GRPCInferenceService/ModelInfer"
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +38,9 @@ def server(tiny_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
         f"clerk predict {hashlib.sha256(KEY.encode()).hexdigest()}\n"
         f"chief admin {hashlib.sha256(CHIEF.encode()).hexdigest()}\n"
     )
-    words = [f"grpc_port={free_port()}", f"keys={folder / 'keys'}", "limits.photos=3", "limits.body_mb=1", "logs=text"]
-    running = start(tiny_models, folder / "log", *words)
+    limits = ["limits.photos=3", "limits.body_mb=1", f"limits.held_mb={CALLS}"]
+    words = [f"grpc_port={free_port()}", f"keys={folder / 'keys'}", "logs=text"]
+    running = start(tiny_models, folder / "log", *words, *limits)
     yield running
     running.process.terminate()
     assert running.process.wait(20) == 0
@@ -156,6 +161,37 @@ def test_keys_hold_for_it_too(client: triton.InferenceServerClient, raw: bytes) 
     client.infer("tiny", [files(raw)], headers=BEARER)
     statistics = client.get_inference_statistics("tiny", headers=BEARER).model_stats[0]
     assert (statistics.inference_count, statistics.inference_stats.success.count) == (1, 1)
+
+
+def test_no_message_is_read_of_one_without_a_key(client: triton.InferenceServerClient, address: str) -> None:
+    # one that was read would be too large
+    assert "a key is needed" in refused("UNAUTHENTICATED", client.infer, "tiny", [files(bytes(2_000_000))])
+    with grpc.insecure_channel(address) as channel:
+        live = channel.unary_unary("/inference.GRPCInferenceService/ServerLive")
+        assert live(bytes(2_000_000)) == b"\x08\x01"
+
+
+def test_no_more_calls_than_there_is_memory_for(client: triton.InferenceServerClient, address: str) -> None:
+    def status() -> object:
+        try:
+            return client.is_model_ready("tiny", headers=BEARER)
+        except InferenceServerException as error:
+            return error.status()
+
+    enough = threading.Event()
+
+    def nothing() -> Iterator[bytes]:
+        enough.wait(20)
+        yield from ()
+
+    with grpc.insecure_channel(address) as channel:
+        ask = channel.stream_unary(INFER)
+        calls = [ask.future(nothing(), metadata=[*BEARER.items()]) for _ in range(CALLS)]
+        until(lambda: status() == "StatusCode.RESOURCE_EXHAUSTED")
+        for call in calls:
+            call.cancel()
+        enough.set()
+    until(lambda: status() is True)
 
 
 def test_a_port_in_use_ends_the_server_with_the_reason(tiny_models: Path, address: str) -> None:
