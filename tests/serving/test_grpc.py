@@ -19,12 +19,16 @@ import pytest
 import tritonclient.grpc as triton
 import tritonclient.grpc.aio as triton_aio
 from numpy.typing import NDArray
+from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import InferenceServerException
 
 from finetune.bundle import open_bundle
 from finetune.preprocess import load_pixels
+from finetune.serving.grpc_server import QUICK_BYTES, GrpcServer
+from finetune.serving.keys import Keys
+from finetune.serving.metrics import Metrics
 from finetune.serving.predictor import open_predictor
-from tests.serving.conftest import Server, start, until
+from tests.serving.conftest import Server, assembled, serve_config, start, until
 
 KEY, CHIEF = "a-clerk-who-asks", "a-chief-who-rules"
 CALLS = 12
@@ -38,7 +42,7 @@ def server(tiny_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
         f"clerk predict {hashlib.sha256(KEY.encode()).hexdigest()}\n"
         f"chief admin {hashlib.sha256(CHIEF.encode()).hexdigest()}\n"
     )
-    limits = ["limits.photos=3", "limits.body_mb=1", f"limits.held_mb={CALLS}"]
+    limits = ["limits.photos=3", "limits.body_mb=1", f"limits.held_mb={CALLS}", "limits.body_s=2"]
     words = [f"grpc_port={free_port()}", f"keys={folder / 'keys'}", "logs=text"]
     running = start(tiny_models, folder / "log", *words, *limits)
     yield running
@@ -192,6 +196,92 @@ def test_no_more_calls_than_there_is_memory_for(client: triton.InferenceServerCl
             call.cancel()
         enough.set()
     until(lambda: status() is True)
+
+
+def test_levels_that_come_one_by_one(address: str, tiny_models: Path, raw: bytes) -> None:
+    predictor = open_predictor(open_bundle(tiny_models / "tiny"), "cpu", 1)
+    images = np.maximum(np.stack([load_pixels(raw, predictor.preprocessing)] * 3), 128)
+    asked = service_pb2.ModelInferRequest(model_name="tiny")
+    entry = asked.inputs.add(name="images", datatype="UINT8", shape=images.shape)
+    with grpc.insecure_channel(address) as channel:
+        infer = service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer
+
+        def refusal() -> str:
+            with pytest.raises(grpc.RpcError) as error:
+                infer(asked, metadata=[*BEARER.items()])
+            assert error.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+            return str(error.value.details())
+
+        entry.contents.uint_contents.extend(images.ravel().tolist())
+        assert asked.ByteSize() > QUICK_BYTES, "it is read beside the loop"
+        rows = np.frombuffer(infer(asked, metadata=[*BEARER.items()]).raw_output_contents[0], np.float32)
+        assert rows.reshape(3, 3) == pytest.approx(predictor.run(images), abs=1e-6)
+        entry.contents.uint_contents[7] = 256
+        assert "0 to 255" in refusal()
+        entry.contents.uint_contents.append(0)
+        assert refusal() == f"input 'images': its shape does not ask for {images.size + 1} uint_contents"
+        del entry.shape[:]
+        entry.shape.extend([2**62] * 100)
+        assert "its shape does not ask for" in refusal()
+
+
+def test_what_is_no_message_is_refused(address: str) -> None:
+    with grpc.insecure_channel(address) as channel:
+        for message, said in (([], "the call has no message"), ([b"\xff"], "the message cannot be read")):
+            with pytest.raises(grpc.RpcError) as error:
+                channel.stream_unary(INFER)(iter(message), metadata=[*BEARER.items()])
+            assert error.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+            assert error.value.details() == said
+
+
+def test_a_message_that_does_not_come_is_waited_for_no_longer(address: str) -> None:
+    never = threading.Event()
+
+    def nothing() -> Iterator[bytes]:
+        never.wait(20)
+        yield from ()
+
+    with grpc.insecure_channel(address) as channel:
+        with pytest.raises(grpc.RpcError) as error:
+            channel.stream_unary(INFER)(nothing(), metadata=[*BEARER.items()])
+        never.set()
+    assert error.value.details() == "the message did not come within 2 s"
+
+
+def test_every_answer_carries_the_id_of_its_line_in_the_log(server: Server, address: str) -> None:
+    with grpc.insecure_channel(address) as channel:
+        ready = service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelReady
+
+        def identity(name: str, **given: str) -> str:
+            metadata = [*BEARER.items(), *((key.replace("_", "-"), value) for key, value in given.items())]
+            call = ready.future(service_pb2.ModelReadyRequest(name=name), metadata=metadata)
+            return dict(call.trailing_metadata())["x-request-id"]
+
+        assert identity("tiny", x_request_id="seven") == "seven"
+        assert identity("unknown", x_request_id="eight") == "eight"
+        made = identity("tiny", x_request_id="a word that would break a line")
+    assert re.fullmatch("[0-9a-f]{32}", made)
+    until(lambda: made in server.log.read_text())
+    (line,) = [line for line in server.log.read_text().splitlines() if made in line]
+    assert "client=127.0.0.1" in line
+    assert "key=clerk" in line
+
+
+def test_a_look_takes_no_turn_of_a_canary(tiny_models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    repository = assembled(tiny_models).repository
+    monkeypatch.setattr(repository, "choose", None)
+    # the same messages twice would be one time too many for a process
+    monkeypatch.setattr(grpc, "protos", lambda _: service_pb2)
+    server = GrpcServer(serve_config(tiny_models, grpc_port=1), repository, Metrics(), Keys(()))
+
+    async def look() -> None:
+        await repository.start()
+        asked = service_pb2.ModelMetadataRequest(name="tiny")
+        assert (await server.ModelMetadata(asked, {})).name == "tiny"
+        assert (await server.ModelStatistics(asked, {})).model_stats[0].name == "tiny"
+
+    asyncio.run(look())
+    repository.close()
 
 
 def test_a_port_in_use_ends_the_server_with_the_reason(tiny_models: Path, address: str) -> None:
