@@ -95,8 +95,9 @@ class GrpcServer:
         logging.getLogger(__name__).info("serving gRPC at %s:%d", host, port)
 
     async def stop(self) -> None:
-        """Take no more calls, answer those that run."""
-        await self._server.stop(self._config.grace_s)
+        """Take no more calls, and give those that run their time of grace; may be asked for more than once."""
+        if self._server is not None:
+            await self._server.stop(self._config.grace_s)
 
     def _handlers(self) -> object:
         """Return every call's handler, each of a stream: of those gRPC reads a message only when it is asked for."""

@@ -320,3 +320,26 @@ def test_a_client_that_reads_nothing_harms_nobody(server: Server, red_photo: byt
         client.sendall(b"GET /docs-assets/swagger-ui-bundle.js HTTP/1.1\r\nHost: x\r\n\r\n" * 20)
         server.require_well(red_photo)
         client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+
+def test_as_many_as_are_kept_that_read_nothing_are_cut_off(server: Server) -> None:
+    clients = [connect(server) for _ in range(CONNECTIONS)]
+    try:
+        for client in clients:
+            client.sendall(b"GET /docs-assets/swagger-ui-bundle.js HTTP/1.1\r\nHost: x\r\n\r\n" * 20)
+        until(lambda: statuses(tell(server, ALIVE, answers=1)) == [200], within_s=BODY_S + 5)
+        for client in clients:
+            assert read(client).endswith(ENDED)
+    finally:
+        for client in clients:
+            client.close()
+
+
+def test_a_client_that_reads_slowly_is_served(server: Server) -> None:
+    with connect(server) as client:
+        client.sendall(b"GET /docs-assets/swagger-ui-bundle.js HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        received = b""
+        while part := client.recv(50_000):
+            received += part
+            time.sleep(0.05)
+    assert whole(received)

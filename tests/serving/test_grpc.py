@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,7 +29,7 @@ from finetune.serving.grpc_server import QUICK_BYTES, GrpcServer
 from finetune.serving.keys import Keys
 from finetune.serving.metrics import Metrics
 from finetune.serving.predictor import open_predictor
-from tests.serving.conftest import Server, assembled, serve_config, start, until
+from tests.serving.conftest import Server, Start, assembled, serve_config, start, until
 
 KEY, CHIEF = "a-clerk-who-asks", "a-chief-who-rules"
 CALLS = 12
@@ -282,6 +283,37 @@ def test_a_look_takes_no_turn_of_a_canary(tiny_models: Path, monkeypatch: pytest
 
     asyncio.run(look())
     repository.close()
+
+
+def test_both_end_in_one_time_of_grace(tiny_models: Path, start_server: Start, raw: bytes) -> None:
+    port, grace_s = free_port(), 4
+    server = start_server(tiny_models, f"grpc_port={port}", f"grace_s={grace_s}", "limits.body_s=60")
+    sending, never = threading.Event(), threading.Event()
+    asked = service_pb2.ModelInferRequest(model_name="tiny")
+    asked.inputs.add(name="encoded_images", datatype="BYTES", shape=[1]).contents.bytes_contents.append(raw)
+
+    def late(event: threading.Event) -> Iterator[bytes]:
+        event.wait(20)
+        yield asked.SerializeToString()
+
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel, httpx.Client(base_url=server.address) as http:
+        ask = channel.stream_unary(INFER)
+        answered, stuck = ask.future(late(sending)), ask.future(late(never))
+        # both are there before it ends
+        assert channel.unary_unary("/inference.GRPCInferenceService/ServerReady")(b"")
+        with socket.create_connection(server.place) as half:
+            half.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nabc")
+            until(lambda: "finetune_requests_in_flight 2.0" in http.get("/metrics").text)
+            began = time.monotonic()
+            server.process.terminate()
+            until(lambda: "Shutting down" in server.log.read_text() or time.monotonic() - began > 1)
+            sending.set()
+            assert service_pb2.ModelInferResponse.FromString(answered.result(10)).model_name == "tiny"
+            assert server.process.wait(20) == 0
+        assert time.monotonic() - began < 1.8 * grace_s, "not one after the other"
+        never.set()
+        assert stuck.exception(10) is not None
+    assert "Traceback" not in server.log.read_text()
 
 
 def test_a_port_in_use_ends_the_server_with_the_reason(tiny_models: Path, address: str) -> None:
