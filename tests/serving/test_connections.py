@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import socket
 import struct
@@ -323,16 +324,18 @@ def test_a_client_that_reads_nothing_harms_nobody(server: Server, red_photo: byt
 
 
 def test_as_many_as_are_kept_that_read_nothing_are_cut_off(server: Server) -> None:
-    clients = [connect(server) for _ in range(CONNECTIONS)]
-    try:
-        for client in clients:
+    def are_gone() -> bool:
+        with contextlib.ExitStack() as stack:
+            others = [stack.enter_context(connect(server)) for _ in range(CONNECTIONS)]
+            for other in others:
+                other.sendall(ALIVE)
+            return all(statuses(read(other, 1)) == [200] for other in others)
+
+    with contextlib.ExitStack() as stack:
+        for client in [stack.enter_context(connect(server)) for _ in range(CONNECTIONS)]:
             client.sendall(b"GET /docs-assets/swagger-ui-bundle.js HTTP/1.1\r\nHost: x\r\n\r\n" * 20)
-        until(lambda: statuses(tell(server, ALIVE, answers=1)) == [200], within_s=BODY_S + 5)
-        for client in clients:
-            assert read(client).endswith(ENDED)
-    finally:
-        for client in clients:
-            client.close()
+        assert not are_gone()
+        until(are_gone, within_s=20)
 
 
 def test_a_client_that_reads_slowly_is_served(server: Server) -> None:
