@@ -36,7 +36,9 @@ class LimitsConfig(Section):
     wait_s: Seconds = Field(description="longest expected wait of a photo for its turn; above it 503")
     deadline_s: Seconds = Field(description="time that a request gets once its body is read; then 504")
     header_s: Seconds = Field(description="time that a client gets to send a request's headers; then 408")
-    body_s: Seconds = Field(description="time that a client gets to send a request's body; then 408")
+    body_s: Seconds = Field(
+        description="time that a client gets to send a request's body, then 408, or to take an answer"
+    )
     idle_s: Seconds = Field(description="time that a connection is kept open without a request")
     connections: Count = Field(description="open connections at most; one more gets 503 and is closed")
     held_mb: Annotated[float, Field(gt=0)] = Field(description="MB of all requests' bodies at one time; above it 503")

@@ -20,11 +20,12 @@ LAST_REQUEST_S = 1.0
 UNREADABLE = "this is no HTTP request that can be read"
 
 
-def connection_type(header_s: float, connections: int) -> type[HttpToolsProtocol]:
+def connection_type(header_s: float, body_s: float, connections: int) -> type[HttpToolsProtocol]:
     """Return uvicorn's HTTP/1.1 connection with limits.
 
     header_s: seconds in which a request's headers must be there, once its first byte is, or the connection is made; and
     that a client gets to end a body which nobody waits for any more.
+    body_s: that a client gets to take what is written at one time.
     connections: open ones at most; one more gets 503 and is closed.
     """
 
@@ -32,6 +33,7 @@ def connection_type(header_s: float, connections: int) -> type[HttpToolsProtocol
         def __init__(self, *arguments: Any, **keywords: Any) -> None:
             super().__init__(*arguments, **keywords)
             self._clock: asyncio.TimerHandle | None = None
+            self._writing: asyncio.TimerHandle | None = None
             # bytes since the parser last came to the end of headers, of a part of a body, or of a request
             self._pending_bytes = 0
             self._in_body = self._has_body = self._deaf = False
@@ -39,6 +41,9 @@ def connection_type(header_s: float, connections: int) -> type[HttpToolsProtocol
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
+            # writing pauses as soon as anything has to wait: a small rest would keep a connection open for ever, too;
+            # with 0, uvloop's TLS would wait where there is nothing
+            transport.set_write_buffer_limits(1)
             if len(self.connections) > connections:
                 self._refuse(503, f"this server keeps at most {connections} connections open")
             else:
@@ -100,8 +105,17 @@ def connection_type(header_s: float, connections: int) -> type[HttpToolsProtocol
                 # nobody knows whether the body or another request comes next
                 self.transport.close()
 
+        def pause_writing(self) -> None:
+            super().pause_writing()
+            self._writing = self.loop.call_later(body_s, self.transport.abort)
+
+        def resume_writing(self) -> None:
+            self._stop_writing_clock()
+            super().resume_writing()
+
         def connection_lost(self, exc: Exception | None) -> None:
             self._stop_clock()
+            self._stop_writing_clock()
             if self._running is not None:
                 # uvicorn tells the newest request only, which may still wait for its turn
                 self._running.disconnected = True
@@ -140,6 +154,11 @@ def connection_type(header_s: float, connections: int) -> type[HttpToolsProtocol
             if self._clock is not None:
                 self._clock.cancel()
                 self._clock = None
+
+        def _stop_writing_clock(self) -> None:
+            if self._writing is not None:
+                self._writing.cancel()
+                self._writing = None
 
         def _late(self) -> None:
             if self.flow.read_paused:

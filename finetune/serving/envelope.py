@@ -41,8 +41,7 @@ class Envelope:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        given = Headers(scope=scope).get("x-request-id", "")
-        identity = given if GIVEN_ID.fullmatch(given) else uuid.uuid4().hex
+        identity = identify(Headers(scope=scope))
         # what handlers find out, for the line in the log
         facts: dict[str, Any] = {}
         scope.setdefault("state", {})["facts"] = facts
@@ -86,6 +85,12 @@ class Envelope:
                 fields = {"status": status, "ms": round(1000 * seconds, 1), "client": _client(scope), **facts}
                 log.info("%s %s", scope["method"], scope["path"][:200], extra={"fields": fields})
             request_id.reset(token)
+
+
+def identify(headers: Headers) -> str:
+    """Return a request's id: the client's own where it can be taken, else a new one."""
+    given = headers.get("x-request-id", "")
+    return given if GIVEN_ID.fullmatch(given) else uuid.uuid4().hex
 
 
 def _client(scope: Scope) -> str:

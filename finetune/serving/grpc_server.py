@@ -5,26 +5,30 @@ from __future__ import annotations
 import asyncio
 import importlib
 import logging
+import math
 import time
-import uuid
 from collections.abc import Awaitable, Callable
 from typing import Any
+from urllib.parse import unquote
 
+import numpy as np
 from starlette.datastructures import Headers
 from starlette.types import Message
 
 from finetune.bundle import OUTPUT
 from finetune.config import ServeConfig
 from finetune.errors import FinetuneError
+from finetune.serving.asking import Facts
 from finetune.serving.bodies import Patience
+from finetune.serving.envelope import identify
 from finetune.serving.inference import describe_model, describe_server, infer
 from finetune.serving.keys import Keys, Role
 from finetune.serving.logs import request_id
 from finetune.serving.metrics import Metrics
 from finetune.serving.protocol import InferRequest, answer_tensors, read_request
-from finetune.serving.refusal import Refusal
+from finetune.serving.refusal import Refusal, quoted
 from finetune.serving.repository import Repository
-from finetune.serving.tensors import to_raw
+from finetune.serving.tensors import MAX_DIMS, to_raw
 
 log = logging.getLogger("finetune.access")
 
@@ -36,14 +40,22 @@ CODES = {
     401: "UNAUTHENTICATED",
     403: "PERMISSION_DENIED",
     404: "NOT_FOUND",
+    408: "DEADLINE_EXCEEDED",
     409: "FAILED_PRECONDITION",
     413: "RESOURCE_EXHAUSTED",
     429: "RESOURCE_EXHAUSTED",
     503: "UNAVAILABLE",
     504: "DEADLINE_EXCEEDED",
 }
+SERVICE = "inference.GRPCInferenceService"
 ADMIN = ("RepositoryModelLoad", "RepositoryModelUnload")
 OPEN = ("ServerLive", "ServerReady")
+# That run at one time, however large the messages may be.
+FEWEST_CALLS = 8
+# A message of less is read sooner than a thread is woken.
+QUICK_BYTES = 50_000
+# Of numbers that come one by one, made into bytes before others get their turn.
+CHUNK = 50_000
 
 
 class GrpcServer:
@@ -53,21 +65,23 @@ class GrpcServer:
         """Raises FinetuneError where grpc is not installed."""
         try:
             self._grpc = importlib.import_module("grpc")
-            self._messages, services = self._grpc.protos_and_services(PROTOCOL)
+            self._messages = self._grpc.protos(PROTOCOL)
+            self._unreadable = importlib.import_module("google.protobuf.message").DecodeError
         except (ImportError, NotImplementedError):
             raise FinetuneError(
                 f"grpc_port={config.grpc_port} takes two more packages: pip install 'finetune-service[grpc]'"
             ) from None
         self._config, self._repository, self._metrics, self._keys = config, repository, metrics, keys
-        self._services = services
         self._server: Any = None
 
     async def start(self) -> None:
         """Listen; raises FinetuneError where the port is taken."""
-        limit = int(self._config.limits.body_mb * 1e6)
-        options = [("grpc.max_receive_message_length", limit), ("grpc.so_reuseport", 0)]
-        self._server = self._grpc.aio.server(options=options, maximum_concurrent_rpcs=self._config.limits.connections)
-        self._services.add_GRPCInferenceServiceServicer_to_server(self._servicer(), self._server)
+        limits = self._config.limits
+        options = [("grpc.max_receive_message_length", int(limits.body_mb * 1e6)), ("grpc.so_reuseport", 0)]
+        # messages are read whole, so that each call may hold one of the largest
+        most = max(FEWEST_CALLS, int(limits.held_mb // limits.body_mb))
+        self._server = self._grpc.aio.server(options=options, maximum_concurrent_rpcs=most)
+        self._server.add_generic_rpc_handlers([self._handlers()])
         host = f"[{self._config.host}]" if ":" in self._config.host else self._config.host
         address = f"{host}:{self._config.grpc_port}"
         try:
@@ -82,14 +96,13 @@ class GrpcServer:
         logging.getLogger(__name__).info("serving gRPC at %s:%d", host, port)
 
     async def stop(self) -> None:
-        """Take no more calls, answer those that run."""
-        await self._server.stop(self._config.grace_s)
+        """Take no more calls, and give those that run their time of grace; may be asked for more than once."""
+        if self._server is not None:
+            await self._server.stop(self._config.grace_s)
 
-    def _servicer(self) -> object:
-        class Servicer(self._services.GRPCInferenceServiceServicer):  # type: ignore[name-defined,misc]
-            pass
-
-        for method in (
+    def _handlers(self) -> object:
+        """Return every call's handler, each of a stream: of those gRPC reads a message only when it is asked for."""
+        methods = (
             self.ServerLive,
             self.ServerReady,
             self.ModelReady,
@@ -100,23 +113,35 @@ class GrpcServer:
             self.RepositoryIndex,
             self.RepositoryModelLoad,
             self.RepositoryModelUnload,
-        ):
-            setattr(Servicer, method.__name__, staticmethod(self._enveloped(method)))
-        return Servicer()
+        )
+        handler = self._grpc.stream_unary_rpc_method_handler
+        found = {
+            method.__name__: handler(self._enveloped(method), response_serializer=_serialized) for method in methods
+        }
+        return self._grpc.method_handlers_generic_handler(SERVICE, found)
 
-    def _enveloped(self, method: Callable[[Any, dict[str, Any]], Awaitable[Any]]) -> Callable[[Any, Any], Any]:
+    def _enveloped(self, method: Callable[[Any, Facts], Awaitable[Any]]) -> Callable[[Any, Any], Awaitable[Any]]:
         """Return a call's handler: keys before it, a metric and a line in the log after it, refusals as statuses."""
         name = method.__name__
+        kind = getattr(self._messages, f"{name}Request")
         role: Role = "admin" if name in ADMIN else "predict"
 
-        async def handle(message: Any, context: Any) -> Any:
-            token = request_id.set(uuid.uuid4().hex)
-            facts: dict[str, Any] = {}
+        async def answer(context: Any, headers: Headers, facts: Facts) -> Any:
+            if name in OPEN:
+                return await method(None, facts)
+            if key := self._keys.require(headers, role):
+                facts["key"] = key
+            return await method(await self._receive(context, kind), facts)
+
+        async def handle(_: Any, context: Any) -> Any:
+            headers = Headers(raw=_raw(context.invocation_metadata()))
+            identity = identify(headers)
+            token = request_id.set(identity)
+            context.set_trailing_metadata((("x-request-id", identity),))
+            facts: Facts = {}
             began, status = time.perf_counter(), 200
             try:
-                if name not in OPEN:
-                    self._keys.require(Headers(raw=_raw_headers(context)), role)
-                return await method(message, facts)
+                return await answer(context, headers, facts)
             except Refusal as refusal:
                 status = refusal.status
                 self._metrics.refused(str(status))
@@ -124,9 +149,7 @@ class GrpcServer:
             except asyncio.CancelledError:
                 status = 499
                 raise
-            except Exception as fault:
-                if isinstance(fault, self._grpc.aio.AbortError):
-                    raise
+            except Exception:
                 status = 500
                 log.exception("gRPC %s failed", name)
                 said = "internal error; the server's log has the details"
@@ -135,42 +158,56 @@ class GrpcServer:
                 seconds = time.perf_counter() - began
                 self._metrics.request(f"grpc/{name}", status, seconds)
                 if name not in OPEN:
-                    fields = {"status": status, "ms": round(1000 * seconds, 1), **facts}
+                    client = _address(context.peer())
+                    fields = {"status": status, "ms": round(1000 * seconds, 1), "client": client, **facts}
                     log.info("gRPC %s", name, extra={"fields": fields})
                 request_id.reset(token)
 
         return handle
 
-    async def ServerLive(self, _: Any, __: dict[str, Any]) -> Any:
+    async def _receive(self, context: Any, kind: Any) -> Any:
+        """Return a call's message; raises Refusal 400 or 408 where there is none."""
+        limit_s = self._config.limits.body_s
+        try:
+            message = await asyncio.wait_for(context.read(), limit_s)
+        except TimeoutError:
+            raise Refusal(408, f"the message did not come within {limit_s:g} s") from None
+        if not isinstance(message, bytes):
+            raise Refusal(400, "the call has no message")
+        try:
+            return await _in_time(len(message), kind.FromString, message)
+        except self._unreadable:
+            raise Refusal(400, "the message cannot be read") from None
+
+    async def ServerLive(self, _: Any, __: Facts) -> Any:
         return self._messages.ServerLiveResponse(live=True)
 
-    async def ServerReady(self, _: Any, __: dict[str, Any]) -> Any:
+    async def ServerReady(self, _: Any, __: Facts) -> Any:
         return self._messages.ServerReadyResponse(ready=self._repository.ready)
 
-    async def ModelReady(self, message: Any, _: dict[str, Any]) -> Any:
+    async def ModelReady(self, message: Any, _: Facts) -> Any:
         self._repository.require(message.name, message.version or None)
         return self._messages.ModelReadyResponse(ready=True)
 
-    async def ServerMetadata(self, _: Any, __: dict[str, Any]) -> Any:
+    async def ServerMetadata(self, _: Any, __: Facts) -> Any:
         described = describe_server(self._repository)
         del described["parameters"]
         return self._messages.ServerMetadataResponse(**described)
 
-    async def ModelMetadata(self, message: Any, _: dict[str, Any]) -> Any:
-        model = self._repository.choose(message.name, message.version or None)
+    async def ModelMetadata(self, message: Any, _: Facts) -> Any:
+        model = self._repository.find(message.name, message.version or None)
         return self._messages.ModelMetadataResponse(
             **describe_model(model, self._repository.models.get(message.name, {}))
         )
 
-    async def ModelInfer(self, message: Any, facts: dict[str, Any]) -> Any:
+    async def ModelInfer(self, message: Any, facts: Facts) -> Any:
         name, version = message.model_name, message.model_version or None
         self._repository.require(name, version)
-        asked = _read(message)
+        asked = await _in_time(message.ByteSize(), _read, message)
         model = self._repository.choose(name, version)
         # a client that leaves cancels this very call
-        outputs = await infer(
-            model, asked, self._config.limits, Patience(_never, self._config.limits.deadline_s), facts
-        )
+        patience = Patience(_never, self._config.limits.deadline_s)
+        outputs = await infer(model, asked, self._config.limits, patience, facts)
         answer = self._messages.ModelInferResponse(
             model_name=model.name, model_version=model.version, id=asked.id or ""
         )
@@ -179,29 +216,34 @@ class GrpcServer:
             answer.raw_output_contents.append(to_raw(tensor))
         return answer
 
-    async def ModelStatistics(self, message: Any, _: dict[str, Any]) -> Any:
+    async def ModelStatistics(self, message: Any, _: Facts) -> Any:
         if message.name:
-            models = [self._repository.choose(message.name, message.version or None)]
+            models = [self._repository.find(message.name, message.version or None)]
         else:
             models = self._repository.everything
-        return self._messages.ModelStatisticsResponse(model_stats=[_as_message(m.metrics.statistics()) for m in models])
+        return self._messages.ModelStatisticsResponse(model_stats=[m.metrics.statistics() for m in models])
 
-    async def RepositoryIndex(self, message: Any, _: dict[str, Any]) -> Any:
+    async def RepositoryIndex(self, message: Any, _: Facts) -> Any:
         rows = [row for row in self._repository.index() if row["state"] == "READY" or not message.ready]
         return self._messages.RepositoryIndexResponse(models=rows)
 
-    async def RepositoryModelLoad(self, message: Any, _: dict[str, Any]) -> Any:
+    async def RepositoryModelLoad(self, message: Any, _: Facts) -> Any:
         await self._repository.load(message.model_name)
         return self._messages.RepositoryModelLoadResponse()
 
-    async def RepositoryModelUnload(self, message: Any, _: dict[str, Any]) -> Any:
+    async def RepositoryModelUnload(self, message: Any, _: Facts) -> Any:
         await self._repository.unload(message.model_name)
         return self._messages.RepositoryModelUnloadResponse()
 
 
+async def _in_time(size: int, function: Callable[[Any], Any], argument: Any) -> Any:
+    """Return what a function makes of so many bytes, in a thread where that would keep all others waiting."""
+    return await asyncio.to_thread(function, argument) if size > QUICK_BYTES else function(argument)
+
+
 def _read(message: Any) -> InferRequest:
     """Read a ModelInferRequest as the same request over HTTP: its tensors are the binary data behind the JSON."""
-    raws = list(message.raw_input_contents) or [_contents(entry.contents) for entry in message.inputs]
+    raws = list(message.raw_input_contents) or [_contents(entry) for entry in message.inputs]
     if len(raws) != len(message.inputs):
         raise Refusal(400, f"raw_input_contents has {len(raws)} entries for {len(message.inputs)} inputs")
     inputs = []
@@ -219,13 +261,18 @@ def _read(message: Any) -> InferRequest:
     return read_request(document, memoryview(b"".join(raws)))
 
 
-def _contents(contents: Any) -> bytes:
+def _contents(entry: Any) -> bytes:
     """Return values that came one by one as the bytes they would have been; only those of photos are known."""
-    if contents.bytes_contents:
-        return b"".join(len(element).to_bytes(4, "little") + element for element in contents.bytes_contents)
-    if any(level > 255 for level in contents.uint_contents):
+    if elements := entry.contents.bytes_contents:
+        return b"".join(len(element).to_bytes(4, "little") + element for element in elements)
+    levels = entry.contents.uint_contents
+    if len(entry.shape) > MAX_DIMS or len(levels) != math.prod(entry.shape):
+        raise Refusal(400, f"input {quoted(entry.name)}: its shape does not ask for {len(levels)} uint_contents")
+    # numpy keeps all other threads waiting for as long as it reads
+    parts = [np.array(levels[n : n + CHUNK], np.uint32) for n in range(0, len(levels), CHUNK)]
+    if any(part.max() > 255 for part in parts):
         raise Refusal(400, "uint_contents of a UINT8 tensor must be 0 to 255")
-    return bytes(contents.uint_contents)
+    return b"".join(part.astype(np.uint8).tobytes() for part in parts)
 
 
 def _parameters(parameters: Any) -> dict[str, Any]:
@@ -233,22 +280,17 @@ def _parameters(parameters: Any) -> dict[str, Any]:
     return {key: getattr(parameters[key], choice) for key, choice in known.items() if choice is not None}
 
 
-def _as_message(statistics: dict[str, Any]) -> dict[str, Any]:
-    known = (
-        "name",
-        "version",
-        "last_inference",
-        "inference_count",
-        "execution_count",
-        "inference_stats",
-        "batch_stats",
-    )
-    return {key: statistics[key] for key in known}
+def _serialized(message: Any) -> bytes:
+    return bytes(message.SerializeToString())
 
 
-def _raw_headers(context: Any) -> list[tuple[bytes, bytes]]:
-    pairs = context.invocation_metadata() or ()
-    return [(key.encode(), value if isinstance(value, bytes) else value.encode()) for key, value in pairs]
+def _raw(metadata: Any) -> list[tuple[bytes, bytes]]:
+    return [(key.encode(), value if isinstance(value, bytes) else value.encode()) for key, value in metadata or ()]
+
+
+def _address(peer: str) -> str:
+    """Return the address of a peer as gRPC names it: ipv4:10.0.0.7:5000 or ipv6:%5B::1%5D:5000."""
+    return unquote(peer).partition(":")[2].rpartition(":")[0].strip("[]")
 
 
 async def _never() -> Message:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import FrameType
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import uvicorn
 from fastapi import FastAPI
@@ -49,7 +49,7 @@ def main(config: ServeConfig) -> str:
         server.should_exit = True
 
     service = assemble(config, stop)
-    server = Server(_uvicorn_config(config, service.app), service.repository, config.drain_s)
+    server = Server(_uvicorn_config(config, service.app), service, config)
     with _listen(config.host, config.port) as listener:
         host, port = listener.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
@@ -69,6 +69,7 @@ class Service(NamedTuple):
     app: FastAPI
     repository: Repository
     metrics: Metrics
+    beside: GrpcServer | None
 
 
 def assemble(config: ServeConfig, on_failure: Callable[[Exception], None]) -> Service:
@@ -87,15 +88,18 @@ def assemble(config: ServeConfig, on_failure: Callable[[Exception], None]) -> Se
     keys = read_keys(config.keys)
     beside = GrpcServer(config, repository, metrics, keys) if config.grpc_port else None
     app = create_app(config, repository, metrics, keys, parsing, beside, on_failure)
-    return Service(app, repository, metrics)
+    return Service(app, repository, metrics, beside)
 
 
 class Server(uvicorn.Server):
     """Says first that it is not ready, for balancers to send nobody here any more, and only then takes no requests."""
 
-    def __init__(self, config: uvicorn.Config, repository: Repository, drain_s: float) -> None:
+    def __init__(self, config: uvicorn.Config, service: Service, serving: ServeConfig) -> None:
         super().__init__(config)
-        self._repository, self._drain_s = repository, drain_s
+        self._repository, self._beside, self._drain_s = service.repository, service.beside, serving.drain_s
+        # a client that has connected and says nothing is no connection to uvicorn before
+        within = {"ssl_handshake_timeout": serving.limits.header_s}
+        self._tls: dict[str, Any] = {"ssl": config.ssl, **within} if config.ssl else {}
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self._captured_signals:
@@ -111,14 +115,25 @@ class Server(uvicorn.Server):
         self._loop = asyncio.get_running_loop()
         await super().serve(sockets)
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """As uvicorn's own, which does not say how long a client may take for TLS's handshake."""
+        await self.lifespan.startup()
+        backlog = self.config.backlog
+        self.servers = [
+            await self._loop.create_server(self._connection, sock=listener, backlog=backlog, **self._tls)
+            for listener in sockets or []
+        ]
+        self.started = True
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        if self._beside is not None:
+            # the application waits for it at its own end; both end in one time of grace
+            self._ending = asyncio.create_task(self._beside.stop())
         # closing a port resets the connections that wait to be accepted, whose clients may have asked already
         waiting = [client for listener in sockets or [] for client in _last_clients(listener)]
         for server in self.servers:
             server.close()
-        connecting = [
-            self._loop.connect_accepted_socket(self._connection, client, ssl=self.config.ssl) for client in waiting
-        ]
+        connecting = [self._loop.connect_accepted_socket(self._connection, client, **self._tls) for client in waiting]
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(asyncio.gather(*connecting, return_exceptions=True), LAST_HANDSHAKES_S)
         await super().shutdown(sockets)
@@ -136,7 +151,7 @@ def _uvicorn_config(config: ServeConfig, app: object) -> uvicorn.Config:
     try:
         loaded = uvicorn.Config(
             app,  # type: ignore[arg-type]
-            http=connection_type(limits.header_s, limits.connections),
+            http=connection_type(limits.header_s, limits.body_s, limits.connections),
             ws="none",
             log_config=None,
             access_log=False,

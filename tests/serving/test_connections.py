@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import socket
 import struct
@@ -320,3 +321,28 @@ def test_a_client_that_reads_nothing_harms_nobody(server: Server, red_photo: byt
         client.sendall(b"GET /docs-assets/swagger-ui-bundle.js HTTP/1.1\r\nHost: x\r\n\r\n" * 20)
         server.require_well(red_photo)
         client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+
+def test_as_many_as_are_kept_that_read_nothing_are_cut_off(server: Server) -> None:
+    def are_gone() -> bool:
+        with contextlib.ExitStack() as stack:
+            others = [stack.enter_context(connect(server)) for _ in range(CONNECTIONS)]
+            for other in others:
+                other.sendall(ALIVE)
+            return all(statuses(read(other, 1)) == [200] for other in others)
+
+    with contextlib.ExitStack() as stack:
+        for client in [stack.enter_context(connect(server)) for _ in range(CONNECTIONS)]:
+            client.sendall(b"GET /docs-assets/swagger-ui-bundle.js HTTP/1.1\r\nHost: x\r\n\r\n" * 20)
+        assert not are_gone()
+        until(are_gone, within_s=20)
+
+
+def test_a_client_that_reads_slowly_is_served(server: Server) -> None:
+    with connect(server) as client:
+        client.sendall(b"GET /docs-assets/swagger-ui-bundle.js HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        received = b""
+        while part := client.recv(50_000):
+            received += part
+            time.sleep(0.05)
+    assert whole(received)

@@ -388,7 +388,7 @@ def test_tls(tiny_models: Path, start_server: Start, tmp_path: Path, red_photo: 
     asked = ["-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=localhost"]
     names = ["-addext", "subjectAltName=IP:127.0.0.1", "-out", str(cert), "-keyout", str(key)]
     subprocess.run(["openssl", "req", *asked, *names], check=True, capture_output=True)
-    server = start_server(tiny_models, f"tls_cert={cert}", f"tls_key={key}")
+    server = start_server(tiny_models, f"tls_cert={cert}", f"tls_key={key}", "limits.header_s=1")
     assert server.address.startswith("https://")
     trusting = ssl.create_default_context(cafile=str(cert))
     with httpx.Client(base_url=server.address, verify=trusting) as client:
@@ -398,6 +398,10 @@ def test_tls(tiny_models: Path, start_server: Start, tmp_path: Path, red_photo: 
     with socket.create_connection(server.place, timeout=10) as plain:
         plain.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
         assert b"200" not in plain.recv(1000)
+    with socket.create_connection(server.place, timeout=10) as silent:
+        began = time.monotonic()
+        assert silent.recv(1000) == b""
+        assert 0.9 < time.monotonic() - began < 5
     assert "Traceback" not in server.log.read_text()
     server.process.send_signal(signal.SIGTERM)
     assert server.process.wait(timeout=20) == 0

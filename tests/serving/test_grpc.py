@@ -8,23 +8,32 @@ import re
 import socket
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import grpc
 import httpx
 import numpy as np
 import pytest
 import tritonclient.grpc as triton
 import tritonclient.grpc.aio as triton_aio
 from numpy.typing import NDArray
+from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import InferenceServerException
 
 from finetune.bundle import open_bundle
 from finetune.preprocess import load_pixels
+from finetune.serving.grpc_server import QUICK_BYTES, GrpcServer
+from finetune.serving.keys import Keys
+from finetune.serving.metrics import Metrics
 from finetune.serving.predictor import open_predictor
-from tests.serving.conftest import Server, start
+from tests.serving.conftest import Server, Start, assembled, serve_config, start, until
 
 KEY, CHIEF = "a-clerk-who-asks", "a-chief-who-rules"
+CALLS = 12
+INFER = "/inference.GRPCInferenceService/ModelInfer"
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +43,9 @@ def server(tiny_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
         f"clerk predict {hashlib.sha256(KEY.encode()).hexdigest()}\n"
         f"chief admin {hashlib.sha256(CHIEF.encode()).hexdigest()}\n"
     )
-    words = [f"grpc_port={free_port()}", f"keys={folder / 'keys'}", "limits.photos=3", "limits.body_mb=1", "logs=text"]
-    running = start(tiny_models, folder / "log", *words)
+    limits = ["limits.photos=3", "limits.body_mb=1", f"limits.held_mb={CALLS}", "limits.body_s=2"]
+    words = [f"grpc_port={free_port()}", f"keys={folder / 'keys'}", "logs=text"]
+    running = start(tiny_models, folder / "log", *words, *limits)
     yield running
     running.process.terminate()
     assert running.process.wait(20) == 0
@@ -156,6 +166,154 @@ def test_keys_hold_for_it_too(client: triton.InferenceServerClient, raw: bytes) 
     client.infer("tiny", [files(raw)], headers=BEARER)
     statistics = client.get_inference_statistics("tiny", headers=BEARER).model_stats[0]
     assert (statistics.inference_count, statistics.inference_stats.success.count) == (1, 1)
+
+
+def test_no_message_is_read_of_one_without_a_key(client: triton.InferenceServerClient, address: str) -> None:
+    # one that was read would be too large
+    assert "a key is needed" in refused("UNAUTHENTICATED", client.infer, "tiny", [files(bytes(2_000_000))])
+    with grpc.insecure_channel(address) as channel:
+        live = channel.unary_unary("/inference.GRPCInferenceService/ServerLive")
+        assert live(bytes(2_000_000)) == b"\x08\x01"
+
+
+def test_no_more_calls_than_there_is_memory_for(client: triton.InferenceServerClient, address: str) -> None:
+    def status() -> object:
+        try:
+            return client.is_model_ready("tiny", headers=BEARER)
+        except InferenceServerException as error:
+            return error.status()
+
+    enough = threading.Event()
+
+    def nothing() -> Iterator[bytes]:
+        enough.wait(20)
+        yield from ()
+
+    with grpc.insecure_channel(address) as channel:
+        ask = channel.stream_unary(INFER)
+        calls = [ask.future(nothing(), metadata=[*BEARER.items()]) for _ in range(CALLS)]
+        until(lambda: status() == "StatusCode.RESOURCE_EXHAUSTED")
+        for call in calls:
+            call.cancel()
+        enough.set()
+    until(lambda: status() is True)
+
+
+def test_levels_that_come_one_by_one(address: str, tiny_models: Path, raw: bytes) -> None:
+    predictor = open_predictor(open_bundle(tiny_models / "tiny"), "cpu", 1)
+    images = np.maximum(np.stack([load_pixels(raw, predictor.preprocessing)] * 3), 128)
+    asked = service_pb2.ModelInferRequest(model_name="tiny")
+    entry = asked.inputs.add(name="images", datatype="UINT8", shape=images.shape)
+    with grpc.insecure_channel(address) as channel:
+        infer = service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer
+
+        def refusal() -> str:
+            with pytest.raises(grpc.RpcError) as error:
+                infer(asked, metadata=[*BEARER.items()])
+            assert error.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+            return str(error.value.details())
+
+        entry.contents.uint_contents.extend(images.ravel().tolist())
+        assert asked.ByteSize() > QUICK_BYTES, "it is read beside the loop"
+        rows = np.frombuffer(infer(asked, metadata=[*BEARER.items()]).raw_output_contents[0], np.float32)
+        assert rows.reshape(3, 3) == pytest.approx(predictor.run(images), abs=1e-6)
+        entry.contents.uint_contents[7] = 256
+        assert "0 to 255" in refusal()
+        entry.contents.uint_contents.append(0)
+        assert refusal() == f"input 'images': its shape does not ask for {images.size + 1} uint_contents"
+        del entry.shape[:]
+        entry.shape.extend([2**62] * 100)
+        assert "its shape does not ask for" in refusal()
+
+
+def test_what_is_no_message_is_refused(address: str) -> None:
+    with grpc.insecure_channel(address) as channel:
+        for message, said in (([], "the call has no message"), ([b"\xff"], "the message cannot be read")):
+            with pytest.raises(grpc.RpcError) as error:
+                channel.stream_unary(INFER)(iter(message), metadata=[*BEARER.items()])
+            assert error.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+            assert error.value.details() == said
+
+
+def test_a_message_that_does_not_come_is_waited_for_no_longer(address: str) -> None:
+    never = threading.Event()
+
+    def nothing() -> Iterator[bytes]:
+        never.wait(20)
+        yield from ()
+
+    with grpc.insecure_channel(address) as channel:
+        with pytest.raises(grpc.RpcError) as error:
+            channel.stream_unary(INFER)(nothing(), metadata=[*BEARER.items()])
+        never.set()
+    assert error.value.details() == "the message did not come within 2 s"
+
+
+def test_every_answer_carries_the_id_of_its_line_in_the_log(server: Server, address: str) -> None:
+    with grpc.insecure_channel(address) as channel:
+        ready = service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelReady
+
+        def identity(name: str, **given: str) -> str:
+            metadata = [*BEARER.items(), *((key.replace("_", "-"), value) for key, value in given.items())]
+            call = ready.future(service_pb2.ModelReadyRequest(name=name), metadata=metadata)
+            return dict(call.trailing_metadata())["x-request-id"]
+
+        assert identity("tiny", x_request_id="seven") == "seven"
+        assert identity("unknown", x_request_id="eight") == "eight"
+        made = identity("tiny", x_request_id="a word that would break a line")
+    assert re.fullmatch("[0-9a-f]{32}", made)
+    until(lambda: made in server.log.read_text())
+    (line,) = [line for line in server.log.read_text().splitlines() if made in line]
+    assert "client=127.0.0.1" in line
+    assert "key=clerk" in line
+
+
+def test_a_look_takes_no_turn_of_a_canary(tiny_models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    repository = assembled(tiny_models).repository
+    monkeypatch.setattr(repository, "choose", None)
+    # the same messages twice would be one time too many for a process
+    monkeypatch.setattr(grpc, "protos", lambda _: service_pb2)
+    server = GrpcServer(serve_config(tiny_models, grpc_port=1), repository, Metrics(), Keys(()))
+
+    async def look() -> None:
+        await repository.start()
+        asked = service_pb2.ModelMetadataRequest(name="tiny")
+        assert (await server.ModelMetadata(asked, {})).name == "tiny"
+        assert (await server.ModelStatistics(asked, {})).model_stats[0].name == "tiny"
+
+    asyncio.run(look())
+    repository.close()
+
+
+def test_both_end_in_one_time_of_grace(tiny_models: Path, start_server: Start, raw: bytes) -> None:
+    port, grace_s = free_port(), 4
+    server = start_server(tiny_models, f"grpc_port={port}", f"grace_s={grace_s}", "limits.body_s=60")
+    sending, never = threading.Event(), threading.Event()
+    asked = service_pb2.ModelInferRequest(model_name="tiny")
+    asked.inputs.add(name="encoded_images", datatype="BYTES", shape=[1]).contents.bytes_contents.append(raw)
+
+    def late(event: threading.Event) -> Iterator[bytes]:
+        event.wait(20)
+        yield asked.SerializeToString()
+
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel, httpx.Client(base_url=server.address) as http:
+        ask = channel.stream_unary(INFER)
+        answered, stuck = ask.future(late(sending)), ask.future(late(never))
+        # both are there before it ends
+        assert channel.unary_unary("/inference.GRPCInferenceService/ServerReady")(b"")
+        with socket.create_connection(server.place) as half:
+            half.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nabc")
+            until(lambda: "finetune_requests_in_flight 2.0" in http.get("/metrics").text)
+            began = time.monotonic()
+            server.process.terminate()
+            until(lambda: "Shutting down" in server.log.read_text() or time.monotonic() - began > 1)
+            sending.set()
+            assert service_pb2.ModelInferResponse.FromString(answered.result(10)).model_name == "tiny"
+            assert server.process.wait(20) == 0
+        assert time.monotonic() - began < 1.8 * grace_s, "not one after the other"
+        never.set()
+        assert stuck.exception(10) is not None
+    assert "Traceback" not in server.log.read_text()
 
 
 def test_a_port_in_use_ends_the_server_with_the_reason(tiny_models: Path, address: str) -> None:
