@@ -10,10 +10,11 @@ os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import functools
+import logging
 import subprocess
 import sys
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -96,6 +97,17 @@ def paint_folder(root: Path, per_class: int = 8) -> Path:
         for index in range(per_class):
             paint(root / label / f"{index}.jpg", label, seed=first + 1000 * number + index)
     return root
+
+
+@pytest.fixture(autouse=True)
+def loggers_as_they_were() -> Iterator[None]:
+    """A server sets up the loggers of its whole process, here that of all tests."""
+    known = [logging.getLogger(name) for name in ("", "finetune", "uvicorn", "uvicorn.error", "uvicorn.access")]
+    before = [(one, list(one.handlers), one.level, one.propagate) for one in known]
+    yield
+    for one, handlers, level, propagate in before:
+        one.handlers[:], one.propagate = handlers, propagate
+        one.setLevel(level)
 
 
 @pytest.fixture

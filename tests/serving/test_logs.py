@@ -4,7 +4,6 @@ import io
 import json
 import logging
 import sys
-from collections.abc import Iterator
 from contextvars import copy_context
 from datetime import datetime
 
@@ -38,16 +37,6 @@ def record(
     if fields is not None:
         made.fields = fields
     return made
-
-
-@pytest.fixture
-def loggers_as_they_were() -> Iterator[None]:
-    known = [logging.getLogger(name) for name in ("", *LOGGERS)]
-    before = [(one, list(one.handlers), one.level, one.propagate) for one in known]
-    yield
-    for one, handlers, level, propagate in before:
-        one.handlers[:], one.level, one.propagate = handlers, level, propagate
-        one.setLevel(level)
 
 
 def test_a_json_line_says_when_who_and_what() -> None:
@@ -174,7 +163,6 @@ def test_any_message_and_fields_make_one_line(message: str, fields: dict[object,
     assert text == "" or len(text.splitlines()) == 1
 
 
-@pytest.mark.usefixtures("loggers_as_they_were")
 @pytest.mark.parametrize("form", ["text", "json"])
 def test_uvicorn_s_words_and_all_others_go_through_the_same_formatter_once(form: Form) -> None:
     stream = io.StringIO()
@@ -192,7 +180,6 @@ def test_uvicorn_s_words_and_all_others_go_through_the_same_formatter_once(form:
         assert [json.loads(line)["message"] for line in lines] == ["ours", "theirs", "a task died"]
 
 
-@pytest.mark.usefixtures("loggers_as_they_were")
 def test_those_who_listen_already_go_on_hearing(caplog: pytest.LogCaptureFixture) -> None:
     set_up("json", io.StringIO())
     logging.getLogger("finetune").info("heard")
