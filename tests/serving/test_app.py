@@ -338,3 +338,9 @@ def test_a_client_that_leaves_is_no_fault_of_ours(server: Server) -> None:
             leaving.sendall(head.encode())
     assert httpx.get(f"{server.address}/healthz").status_code == 200
     assert "Traceback" not in server.log.read_text()
+
+
+def test_json_of_anything_but_photos_is_refused_before_it_is_made(server: Server) -> None:
+    body = b'{"photos": [' + b"[]," * 1000 + b"[]]}"
+    answer = httpx.post(f"{server.address}/predict", content=body, headers={"content-type": "application/json"})
+    assert "with nothing else in it" in error_of(answer, 422)
