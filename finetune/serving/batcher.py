@@ -36,33 +36,38 @@ class _Photo:
 
 
 class Batcher:
-    """Runs photos in the order of their arrival, one batch at a time, on a thread of its own; used from one event loop.
+    """Runs photos in the order of their arrival, a batch a thread of its own; used from one event loop.
 
     A photo whose future was cancelled, by a client that left or a deadline, leaves the queue and is not run.
     """
 
     def __init__(
-        self, run: Callable[[NDArray[np.uint8]], Probabilities], max_batch: int, delay_s: float, timings: Timings
+        self,
+        run: Callable[[NDArray[np.uint8]], Probabilities],
+        max_batch: int,
+        delay_s: float,
+        timings: Timings,
+        runs: int = 1,
     ) -> None:
         """run: (N, H, W, 3) to (N, classes), N up to max_batch, called on a thread.
 
         delay_s: how long a photo waits for others to join it, from its arrival on, so that what has waited for the
-        batch before it does not wait again.
+        batch before it does not wait again. runs: how many batches run at one time.
         """
         self.max_batch, self.delay_s = max_batch, delay_s
         self._run, self._timings = run, timings
         self._queue: deque[_Photo] = deque()
-        self._running = False
+        self.runs, self._running = runs, 0
         self._timer: asyncio.TimerHandle | asyncio.Handle | None = None
-        # one, as a session uses every core it was given and two runs would slow each other; it ends with this object
-        self._thread = ThreadPoolExecutor(1, "run")
+        # they end with this object
+        self._thread = ThreadPoolExecutor(runs, "run")
 
     def submit(self, pixels: Pixels) -> asyncio.Future[Probabilities]:
         """Put one photo (H, W, 3) in the queue; returns the future of its row (classes,), which may be cancelled."""
         loop = asyncio.get_running_loop()
         photo = _Photo(pixels, loop.create_future())
         self._queue.append(photo)
-        if not self._running and (self._timer is None or len(self._queue) >= self.max_batch):
+        if self._running < self.runs and (self._timer is None or len(self._queue) >= self.max_batch):
             self._await_others(loop)
         return photo.row
 
@@ -81,9 +86,11 @@ class Batcher:
         self._timer = None
         batch = self._take()
         if batch:
-            self._running = True
+            self._running += 1
             ran = loop.run_in_executor(self._thread, self._work, [photo.pixels for photo in batch])
             ran.add_done_callback(lambda done: self._end(batch, done, loop))
+            if self._queue and self._running < self.runs:
+                self._await_others(loop)
 
     def _work(self, batch: list[Pixels]) -> Ran:
         began = time.perf_counter()
@@ -101,7 +108,7 @@ class Batcher:
         return batch
 
     def _end(self, batch: list[_Photo], done: asyncio.Future[Ran], loop: asyncio.AbstractEventLoop) -> None:
-        self._running = False
+        self._running -= 1
         if self._queue:
             self._await_others(loop)
         failure = done.exception()

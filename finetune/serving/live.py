@@ -54,7 +54,7 @@ class LiveModel:
         self.most_photos, self.delay_ms = most_photos(batch, predictor), batch.delay_ms
         self.admission = Admission(limits.queue_photos, limits.wait_s, self.most_photos)
         timings = _Timings(metrics, self.admission)
-        self._batcher = Batcher(predictor.run, self.most_photos, self.delay_ms / 1000, timings)
+        self._batcher = Batcher(predictor.run, self.most_photos, self.delay_ms / 1000, timings, predictor.runs)
 
     async def classify(self, photos: Sequence[bytes]) -> list[Probabilities | ImageError]:
         """Return, for each file in order, its probabilities (classes,) or why it cannot be read.

@@ -62,6 +62,14 @@ class Predictor:
         """How many photos should be given to `run` at most."""
         return GPU_BATCH if self.on_gpu else CPU_BATCH
 
+    @property
+    def runs(self) -> int:
+        """How many calls of `run` at one time keep the device busy; more only wait for each other.
+
+        On a CPU the threads of one run wait for each other at every layer, and a second run fills these gaps.
+        """
+        return 1 if self.on_gpu else 2
+
     def warm_up(self, most: int | None = None) -> None:
         """Run blank photos through the model on its device; raises where the device cannot do it after all.
 

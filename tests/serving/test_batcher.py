@@ -166,6 +166,21 @@ def test_every_photo_gets_its_own_row_in_the_order_of_arrival(
     assert timings.runs == [len(batch) for batch in model.batches]
 
 
+def test_two_batches_run_at_one_time_where_that_is_asked_for() -> None:
+    together = threading.Barrier(2)
+
+    def run_beside(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        together.wait(10)
+        return images[:, 0, 0, :1].astype(np.float32)
+
+    async def test() -> None:
+        batcher = Batcher(run_beside, 2, 0, Timings(), runs=2)
+        rows = await asyncio.gather(*(batcher.submit(photo(number)) for number in range(4)))
+        assert [float(row[0]) for row in rows] == [0, 1, 2, 3]
+
+    asyncio.run(asyncio.wait_for(test(), 20))
+
+
 def test_its_thread_ends_with_it() -> None:
     async def test(batcher: Batcher, *_: Any) -> None:
         await batcher.submit(photo(0))
