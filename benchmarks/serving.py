@@ -2,10 +2,11 @@
 
     python benchmarks/serving.py BUNDLE PHOTO [--reduced BUNDLE] [--seconds 8] [--rounds 3]
 
-BUNDLE: a model's folder, such as models/textile; --reduced: the same model in int8, say. Every server is started here,
-on loopback, and stays up; in each round each is asked by 1, 16 and 64 clients in turn. The limit is what the cores can
-decode and run with no server at all: one thread a core, each decoding and running photo after photo, or all cores on
-one photo, whichever does more. The peers need `pip install '.[peers]'`; one that is not there is left out, aloud.
+BUNDLE: a model's folder, such as models/textile; --reduced: the same model in int8, say. In each round every server is
+started here, on loopback, alone, is asked by 1, 16 and 64 clients, and ends: some are busy while nobody asks. The limit
+is what the cores can decode and run with no server at all: one thread a core, each decoding and running photo after
+photo, or all cores on one photo, whichever does more. The peers need `pip install '.[peers]'`; one that is not there is
+left out, aloud.
 
 Then what overload does: requests at random moments, at 0.8 times and at twice what the server can answer.
 """
@@ -21,7 +22,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -63,17 +64,18 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     given = parser.parse_args()
     raw = given.photo.read_bytes()
-    with ExitStack() as running:
-        servers = [running.enter_context(one) for one in _servers(given.bundle, given.reduced)]
-        limits, alone = [], []
-        for _ in range(given.rounds):
-            limits.append(limit(given.bundle, raw, given.seconds))
-            alone.append(one_photo_ms(given.bundle, raw))
-            for clients in CLIENTS:
-                for server in servers:
+    measured: dict[str, Served] = {}
+    limits, alone = [], []
+    for _ in range(given.rounds):
+        limits.append(limit(given.bundle, raw, given.seconds))
+        alone.append(one_photo_ms(given.bundle, raw))
+        for starting in _servers(given.bundle, given.reduced):
+            with starting as server:
+                known = measured.setdefault(server.name, server)
+                for clients in CLIENTS:
                     row = load(server, given.photo, given.seconds, "clients", clients)
-                    server.measured.setdefault(clients, []).append(row)
-        report(servers, statistics.median(limits), statistics.median(alone))
+                    known.measured.setdefault(clients, []).append(row)
+    report(list(measured.values()), statistics.median(limits), statistics.median(alone))
     with _finetune("overloaded", given.bundle, f"limits.wait_s={OVERLOAD_WAIT_S}") as server:
         overload(server, given.photo, given.seconds, given.rounds)
 
@@ -159,7 +161,7 @@ def load(server: Served, photo: Path, seconds: float, way: str, amount: float) -
     return row
 
 
-def _servers(bundle: Path, reduced: Path | None) -> Iterator[object]:
+def _servers(bundle: Path, reduced: Path | None) -> Iterator[AbstractContextManager[Served]]:
     yield _finetune("finetune serve", bundle)
     if reduced is not None:
         yield _finetune(f"finetune serve, {open_bundle(reduced).info.precision}", reduced)
@@ -175,7 +177,7 @@ def _servers(bundle: Path, reduced: Path | None) -> Iterator[object]:
         yield _started("BentoML", [sys.executable, *words], FORM + "photos", BUNDLE=str(bundle))
 
 
-def _finetune(name: str, bundle: Path, *words: str) -> object:
+def _finetune(name: str, bundle: Path, *words: str) -> AbstractContextManager[Served]:
     command = [sys.executable, "-m", "finetune", "serve", f"models={bundle}", "reload_s=0", "logs=json", *words]
     return _started(name, [*command, "port="])
 

@@ -17,7 +17,7 @@ class BatchConfig(Section):
     """Photos of several requests that run together."""
 
     photos: Literal["auto"] | Annotated[int, Field(ge=1, le=256)] = Field(
-        description="most photos in one run of a model; auto: 4 on processors, 32 on GPUs"
+        description="most photos in one run of a model; auto: 1 on processors, 32 on GPUs"
     )
     delay_ms: Annotated[float, Field(ge=0, le=1000)] = Field(
         description="how long a photo waits for others at an idle model; what comes while it runs is batched anyway"

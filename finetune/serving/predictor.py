@@ -12,7 +12,7 @@ from pydantic import BaseModel
 
 from finetune.bundle import INPUT, OUTPUT, Bundle
 from finetune.errors import FinetuneError
-from finetune.parallel import ordered_map
+from finetune.parallel import ordered_map, usable_cores
 from finetune.preprocess import Pixels, Preprocessing, Readable, load_pixels
 from finetune.progress import track
 from finetune.providers import TENSORRT_BATCH
@@ -21,6 +21,8 @@ from finetune.runtime import Device, open_session
 # Photos that run at once. On a CPU the activations of a few stay in its cache, and a request of many photos costs no
 # more memory than a request of few and lets others run in between.
 CPU_BATCH, GPU_BATCH = 4, TENSORRT_BATCH
+# At one time; each holds activations of its own.
+MOST_CPU_RUNS = 8
 # What a GPU runs: cuDNN looks for its algorithms anew at every number of photos that it has not seen.
 GPU_BATCHES = (1, 2, 4, 8, 16, GPU_BATCH)
 
@@ -66,9 +68,9 @@ class Predictor:
     def runs(self) -> int:
         """How many calls of `run` at one time keep the device busy; more only wait for each other.
 
-        On a CPU the threads of one run wait for each other at every layer, and a second run fills these gaps.
+        On a CPU the threads of one run wait for each other at every layer, and other runs fill these gaps.
         """
-        return 1 if self.on_gpu else 2
+        return 1 if self.on_gpu else min(2 * usable_cores(), MOST_CPU_RUNS)
 
     def warm_up(self, most: int | None = None) -> None:
         """Run blank photos through the model on its device; raises where the device cannot do it after all.
