@@ -77,7 +77,7 @@ def configuration(model: LiveModel) -> dict[str, Any]:
         "platform": "onnxruntime_onnx",
         "backend": "onnxruntime",
         "version_policy": {"specific": {"versions": [int(model.version)]}},
-        "max_batch_size": model.most_photos,
+        "max_batch_size": model.request_photos,
         "input": [{**decoded, "optional": True}, {**encoded, "optional": True}],
         "output": [
             {

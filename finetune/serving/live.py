@@ -51,6 +51,7 @@ class LiveModel:
         self.name, self.version = target.model, str(target.version)
         self.bundle, self.predictor, self.metrics = bundle, predictor, metrics
         self._decoding, self._max_pixels = decoding, int(1e6 * limits.megapixels)
+        self.request_photos = limits.photos
         self.most_photos, self.delay_ms = most_photos(batch, predictor), batch.delay_ms
         self.admission = Admission(limits.queue_photos, limits.wait_s, self.most_photos)
         timings = _Timings(metrics, self.admission)

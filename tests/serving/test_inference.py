@@ -121,7 +121,7 @@ def test_what_it_says_of_itself(client: sync.InferenceServerClient) -> None:
     assert metadata["inputs"][0] == {"name": "images", "datatype": "UINT8", "shape": [-1, SIDE_PX, SIDE_PX, 3]}
     assert metadata["outputs"] == [{"name": "probabilities", "datatype": "FP32", "shape": [-1, 3]}]
     config = client.get_model_config("tiny", "1", headers=user())
-    assert (config["name"], config["max_batch_size"]) == ("tiny", 4)
+    assert (config["name"], config["max_batch_size"]) == ("tiny", 8)
     assert config["version_policy"] == {"specific": {"versions": [1]}}
     index = client.get_model_repository_index(headers=user())
     assert [(row["name"], row["version"], row["state"]) for row in index] == [
