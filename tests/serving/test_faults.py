@@ -16,6 +16,7 @@ import socket
 import ssl
 import struct
 import subprocess
+import sys
 import threading
 import time
 import zlib
@@ -374,8 +375,8 @@ def test_killed_and_started_again_on_the_same_port(tiny_models: Path, start_serv
 
 
 def test_a_second_server_on_one_port_is_refused(server: Server, tiny_models: Path) -> None:
-    command = ["finetune", "serve", f"models={tiny_models}", f"port={server.place[1]}"]
-    ended = subprocess.run(["python", "-m", *command], capture_output=True, text=True, timeout=60)
+    command = [sys.executable, "-m", "finetune", "serve", f"models={tiny_models}", f"port={server.place[1]}"]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert ended.returncode == 2
     assert f"cannot listen on 127.0.0.1:{server.place[1]}: address already in use; choose another port=" in ended.stderr
     assert "Traceback" not in ended.stderr
