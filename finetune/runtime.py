@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from finetune.cores import CpuSession, session_options
 from finetune.errors import FinetuneError
 from finetune.files import sha256
 from finetune.parallel import usable_cores
@@ -20,7 +21,10 @@ Device = Literal["auto", "cpu", "cuda", "tensorrt", "openvino"]
 
 @dataclass(frozen=True)
 class Session:
-    """An open model. provider: where it runs; why: how that came to be, for logs and status pages."""
+    """An open model. provider: where it runs; why: how that came to be, for logs and status pages.
+
+    ort: has `run` as `onnxruntime.InferenceSession` has it.
+    """
 
     ort: Any
     provider: Provider
@@ -51,7 +55,7 @@ def open_session(
     obstacle = obstacle_to("cuda")
     if obstacle is None:
         try:
-            return Session(_open_on(model, [cuda(gpu_memory_mb), CPU], _options()), "cuda", "CUDA works")
+            return Session(_open_on(model, [cuda(gpu_memory_mb), CPU], session_options()), "cuda", "CUDA works")
         except Exception as error:  # onnxruntime raises its own types and RuntimeError, by the failing layer
             obstacle = _first_line(error)
     if device == "cuda":
@@ -60,12 +64,7 @@ def open_session(
 
 
 def _on_cpu(model: Path | bytes, threads: int | None, why: str) -> Session:
-    options = _options()
-    options.intra_op_num_threads = threads or usable_cores()
-    # else its threads wait for the next layer, and after the last one for the next run, by burning the cores that
-    # photos are decoded on and other models run on
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    return Session(ort.InferenceSession(_source(model), options, providers=[CPU]), "cpu", why)
+    return Session(CpuSession(_source(model), threads or usable_cores()), "cpu", why)
 
 
 def _on_tensorrt(model: Path | bytes, cache: Path | None, gpu_memory_mb: int | None) -> Session:
@@ -74,7 +73,7 @@ def _on_tensorrt(model: Path | bytes, cache: Path | None, gpu_memory_mb: int | N
     name, shape = _input(model)
     try:
         # TensorRT leaves what it cannot compile to CUDA, on the same GPU
-        session = _open_on(model, [tensorrt(name, shape, folder), cuda(gpu_memory_mb), CPU], _options())
+        session = _open_on(model, [tensorrt(name, shape, folder), cuda(gpu_memory_mb), CPU], session_options())
     except Exception as error:
         raise _refusal("tensorrt", _first_line(error)) from None
     return Session(session, "tensorrt", f"engines in {folder}")
@@ -82,7 +81,7 @@ def _on_tensorrt(model: Path | bytes, cache: Path | None, gpu_memory_mb: int | N
 
 def _on_openvino(model: Path | bytes, threads: int | None) -> Session:
     _require("openvino")
-    options = _options()
+    options = session_options()
     # what OpenVINO cannot run would else go to onnxruntime's own kernels
     options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     try:
@@ -118,17 +117,10 @@ def _refusal(provider: Provider, obstacle: str) -> FinetuneError:
 
 def _input(model: Path | bytes) -> tuple[str, tuple[int, ...]]:
     """Return the name and the shape, without the batch, of a model's only input."""
-    options = _options()
+    options = session_options()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     (entry,) = ort.InferenceSession(_source(model), options, providers=[CPU]).get_inputs()
     return entry.name, tuple(entry.shape[1:])
-
-
-def _options() -> Any:
-    options = ort.SessionOptions()
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    return options
 
 
 def _source(model: Path | bytes) -> str | bytes:

@@ -226,7 +226,9 @@ class PredictConfig(Section):
     )
     output: Place = Field(description="CSV file to write: path,label,probability,error")
     probabilities: bool = Field(description="add one column a class")
-    batch_size: Annotated[int, Field(ge=1, le=256)] = Field(description="photos per model call; tensorrt: at most 32")
+    batch_size: Literal["auto"] | Annotated[int, Field(ge=1, le=256)] = Field(
+        description="photos per model call; auto: 1 on processors, 32 on GPUs; tensorrt: at most 32"
+    )
     device: Device = Field(description="auto: cuda if it works, else cpu; any other: that or refuse")
     engine_cache: EngineCache
 

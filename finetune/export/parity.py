@@ -6,7 +6,7 @@ import csv
 import logging
 import math
 from collections.abc import Iterator, Sequence
-from itertools import cycle, islice
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
@@ -79,10 +79,13 @@ def onnx_probabilities(predictor: Predictor, files: Sequence[Readable]) -> Proba
 
     Row k belongs to photo k modulo N: the last batches start over, so that every size is run whole.
     """
+
+    def answer(batch: Sequence[int]) -> Probabilities:
+        return predictor.run(np.stack([predictor.load(files[number]) for number in batch]))
+
     batches = list(_batches(len(files)))
-    ordered = [files[number] for batch in batches for number in batch]
-    pixels = track(ordered_map(predictor.load, ordered), "comparing the exported model", total=len(ordered))
-    return np.concatenate([predictor.run(np.stack(list(islice(pixels, len(batch))))) for batch in batches])
+    answers = track(ordered_map(answer, batches), "comparing the exported model", len(batches), "batches")
+    return np.concatenate(list(answers))
 
 
 def _batches(photos: int) -> Iterator[list[int]]:

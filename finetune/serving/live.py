@@ -159,7 +159,5 @@ def open_live(folder: Path, target: Target, config: ServeConfig, decoding: Turns
 
 
 def most_photos(batch: BatchConfig, predictor: Predictor) -> int:
-    """Return how many photos run together; on a CPU several runs of one photo each do more than one run of several."""
-    if batch.photos != "auto":
-        return batch.photos
-    return predictor.batch_size if predictor.on_gpu else 1
+    """Return how many photos run together."""
+    return predictor.batch_size if batch.photos == "auto" else batch.photos

@@ -6,19 +6,15 @@ import csv
 import logging
 from collections import Counter
 from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
 from typing import TextIO
 
 import numpy as np
-from numpy.typing import NDArray
 
 from finetune.bundle import open_bundle
 from finetune.config import PredictConfig
 from finetune.errors import AddressError, FinetuneError, ImageError
 from finetune.files import replacing
-from finetune.parallel import ordered_map
-from finetune.preprocess import Pixels
 from finetune.progress import track
 from finetune.providers import TENSORRT_BATCH
 from finetune.serving.predictor import Predictor, open_predictor
@@ -38,8 +34,6 @@ from finetune.stores import (
 log = logging.getLogger(__name__)
 
 Row = list[str]
-Probabilities = NDArray[np.float32]
-Opened = tuple[str, Pixels | str]
 
 
 def main(config: PredictConfig) -> str:
@@ -48,9 +42,10 @@ def main(config: PredictConfig) -> str:
     files = _list_files(config.input, config.output)
     card = bundle.info.model
     predictor = open_predictor(bundle, config.device, engine_cache=config.engine_cache)
-    if predictor.session.provider == "tensorrt" and config.batch_size > TENSORRT_BATCH:
+    batch_size = predictor.batch_size if config.batch_size == "auto" else config.batch_size
+    if predictor.session.provider == "tensorrt" and batch_size > TENSORRT_BATCH:
         raise FinetuneError(
-            f"batch_size={config.batch_size} is more than the {TENSORRT_BATCH} photos that TensorRT's engines are "
+            f"batch_size={batch_size} is more than the {TENSORRT_BATCH} photos that TensorRT's engines are "
             f"compiled for; use batch_size={TENSORRT_BATCH} or less"
         )
     header = ["path", "label", "probability", "error", *(card.labels if config.probabilities else ())]
@@ -58,7 +53,7 @@ def main(config: PredictConfig) -> str:
     with replacing(config.output) as beside, _csv(beside) as file:
         writer = csv.writer(file)
         writer.writerow(header)
-        rows = _rows(predictor, files, config.batch_size, config.probabilities)
+        rows = _rows(predictor, files, batch_size, config.probabilities)
         for path, row in track(rows, "predicting", total=len(files)):
             writer.writerow([path, *row])
             counts[row[0]] += 1
@@ -73,29 +68,25 @@ def main(config: PredictConfig) -> str:
 def _rows(
     predictor: Predictor, files: dict[str, StoredFile | str], batch_size: int, all_classes: bool
 ) -> Iterator[tuple[str, Row]]:
-    def opened(item: tuple[str, StoredFile | str]) -> Opened:
-        path, file = item
-        if isinstance(file, str):
-            return path, file
-        try:
-            return path, predictor.load(file)
-        except ImageError as error:
-            return path, error.reason
-        except OSError as error:
-            return path, f"cannot be read: {error.strerror}"
-
-    results = ordered_map(opened, files.items())
-    while batch := list(islice(results, batch_size)):
-        images = [pixels for _, pixels in batch if not isinstance(pixels, str)]
-        answers: Iterator[Probabilities] = iter(predictor.run(np.stack(images))) if images else iter(())
-        for path, pixels in batch:
-            if isinstance(pixels, str):
-                yield path, ["", "", pixels, *([""] * len(predictor.labels) if all_classes else [])]
-                continue
-            probabilities = next(answers)
-            best = predictor.explain(probabilities, top=1)
-            columns = [f"{value:.6f}" for value in probabilities] if all_classes else []
+    answers = predictor.answers((file for file in files.values() if not isinstance(file, str)), batch_size)
+    for path, file in files.items():
+        answer = file if isinstance(file, str) else next(answers)
+        if isinstance(answer, np.ndarray):
+            best = predictor.explain(answer, top=1)
+            columns = [f"{value:.6f}" for value in answer] if all_classes else []
             yield path, [best.label, f"{best.probability:.6f}", "", *columns]
+        else:
+            yield path, ["", "", _reason(answer), *([""] * len(predictor.labels) if all_classes else [])]
+
+
+def _reason(why: str | ImageError | OSError) -> str:
+    match why:
+        case ImageError():
+            return why.reason
+        case OSError():
+            return f"cannot be read: {why.strerror}"
+        case _:
+            return why
 
 
 def _csv(path: Path) -> TextIO:

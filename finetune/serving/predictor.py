@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -11,18 +11,17 @@ from numpy.typing import NDArray
 from pydantic import BaseModel
 
 from finetune.bundle import INPUT, OUTPUT, Bundle
-from finetune.errors import FinetuneError
+from finetune.errors import FinetuneError, ImageError
 from finetune.parallel import ordered_map, usable_cores
 from finetune.preprocess import Pixels, Preprocessing, Readable, load_pixels
 from finetune.progress import track
 from finetune.providers import TENSORRT_BATCH
 from finetune.runtime import Device, open_session
 
-# Photos that run at once. On a CPU the activations of a few stay in its cache, and a request of many photos costs no
+# Photos that run at once. On a CPU each core does most with photos of its own, and a request of many photos costs no
 # more memory than a request of few and lets others run in between.
-CPU_BATCH, GPU_BATCH = 4, TENSORRT_BATCH
-# At one time; each holds activations of its own.
-MOST_CPU_RUNS = 8
+CPU_BATCH, GPU_BATCH = 1, TENSORRT_BATCH
+Probabilities = NDArray[np.float32]
 # What a GPU runs: cuDNN looks for its algorithms anew at every number of photos that it has not seen.
 GPU_BATCHES = (1, 2, 4, 8, 16, GPU_BATCH)
 
@@ -43,7 +42,10 @@ class Prediction(BaseModel):
 
 
 class Predictor:
-    """An open model. `run` is safe to call from several threads."""
+    """An open model. `run` is safe to call from several threads.
+
+    runs: how many calls of it at one time keep the device busy; more only wait for each other.
+    """
 
     def __init__(
         self,
@@ -58,19 +60,12 @@ class Predictor:
         self.labels, self.preprocessing = labels, preprocessing
         self.session = open_session(model, device, threads, engine_cache, gpu_memory_mb)
         self.on_gpu = self.session.provider in ("cuda", "tensorrt")
+        self.runs = 1 if self.on_gpu else threads or usable_cores()
 
     @property
     def batch_size(self) -> int:
         """How many photos should be given to `run` at most."""
         return GPU_BATCH if self.on_gpu else CPU_BATCH
-
-    @property
-    def runs(self) -> int:
-        """How many calls of `run` at one time keep the device busy; more only wait for each other.
-
-        On a CPU the threads of one run wait for each other at every layer, and other runs fill these gaps.
-        """
-        return 1 if self.on_gpu else min(2 * usable_cores(), MOST_CPU_RUNS)
 
     def warm_up(self, most: int | None = None) -> None:
         """Run blank photos through the model on its device; raises where the device cannot do it after all.
@@ -98,13 +93,42 @@ class Predictor:
         answers: NDArray[np.float32] = probabilities
         return answers[:photos]
 
-    def answer(self, files: Sequence[Readable], what: str) -> NDArray[np.float32]:
-        """Return probabilities (N, classes) of photos in order; what: said of it while it goes on."""
-        pixels = track(ordered_map(self.load, files), what, total=len(files))
+    def answer(self, files: Sequence[Readable], what: str) -> Probabilities:
+        """Return probabilities (N, classes) of photos in order; what: said of it while it goes on.
+
+        Raises ImageError or OSError for the first photo that cannot be read.
+        """
         rows = []
-        while batch := list(islice(pixels, self.batch_size)):
-            rows.append(self.run(np.stack(batch)))
-        return np.concatenate(rows)
+        for row in track(self.answers(files, self.batch_size), what, total=len(files)):
+            if isinstance(row, Exception):
+                raise row
+            rows.append(row)
+        return np.stack(rows)
+
+    def answers(self, files: Iterable[Readable], batch: int) -> Iterator[Probabilities | ImageError | OSError]:
+        """Yield the probabilities (classes,) of each photo in order, or why it cannot be read.
+
+        batch: how many run at once; alone, each is decoded and run by one core, while others do the same.
+        """
+        if batch == 1:
+            yield from ordered_map(self._answer_alone, files)
+            return
+        opened = ordered_map(self._open, files)
+        while taken := list(islice(opened, batch)):
+            images = [pixels for pixels in taken if not isinstance(pixels, Exception)]
+            rows = iter(self.run(np.stack(images)) if images else ())
+            for pixels in taken:
+                yield pixels if isinstance(pixels, Exception) else next(rows)
+
+    def _answer_alone(self, file: Readable) -> Probabilities | ImageError | OSError:
+        pixels = self._open(file)
+        return pixels if isinstance(pixels, Exception) else self.run(pixels[None])[0]
+
+    def _open(self, file: Readable) -> Pixels | ImageError | OSError:
+        try:
+            return self.load(file)
+        except (ImageError, OSError) as error:
+            return error
 
     def explain(self, probabilities: NDArray[np.float32], top: int) -> Prediction:
         """probabilities: (classes,) of one photo; returns its `top` most probable classes by name."""

@@ -26,7 +26,7 @@ from finetune.files import digest
 from finetune.models.backbone import Backbone, BackboneSpec, FeatureSet
 from finetune.models.classifier import Normalise
 from finetune.models.graph import INPUT, quick_graph
-from finetune.parallel import ordered_map
+from finetune.parallel import ordered_map, usable_cores
 from finetune.preprocess import Pixels, Preprocessing, Readable, load_pixels
 from finetune.progress import track
 from finetune.runtime import open_session
@@ -35,13 +35,12 @@ from finetune.training.feature_store import FeatureStore, make_room
 log = logging.getLogger(__name__)
 
 Features = NDArray[np.float32]
-# On a CPU the activations of a few photos stay in the cache; at 448 px, 16 at a time run at half the speed of 4.
-CPU_BATCH, GPU_BATCH = 4, 64
+GPU_BATCH = 64
 # Of a batch, so that memory suffices at large sizes too.
 GPU_PIXELS = 64 * 448**2
 # Rows that are written together; what a kill costs at most.
 WRITTEN_TOGETHER = 64
-# Batches that are timed to tell how long a pass will take, after one that is not.
+# Batches, or photos of a core, that are timed to tell how long a pass will take.
 TIMED = 2
 
 
@@ -112,10 +111,11 @@ class KeptFeatures:
         """Return how long one takes, measured on a blank one; decoding runs beside it."""
         blank = self._blank()
         self._compute(blank)
+        photos = TIMED * len(blank) * (1 if self._in_batches else usable_cores())
         started = time.monotonic()
-        for _ in range(TIMED):
-            self._compute(blank)
-        return (time.monotonic() - started) / (TIMED * len(blank))
+        for _ in self._rows(range(photos), lambda _: blank[0]):
+            pass
+        return (time.monotonic() - started) / photos
 
     def _complete(
         self, keys: Sequence[bytes], files: Sequence[Readable], pixels_of: Callable[[int, Readable], Pixels]
@@ -126,26 +126,33 @@ class KeptFeatures:
         with self.store.writing():
             # once each: the same photo may stand in a folder twice
             missing = list({keys[place]: place for place in self.store.missing(keys)}.values())
-            pixels = ordered_map(lambda place: pixels_of(place, files[place]), missing)
             self._compute(self._blank())
             began = time.monotonic()
             description = f"features at {self.preprocessing.image_size} px"
-            batches = self._batches(iter(track(pixels, description, total=len(missing))))
-            done = 0
-            while together := list(islice(batches, WRITTEN_TOGETHER // self._batch or 1)):
-                rows = np.concatenate(together)
-                self.store.add([keys[place] for place in missing[done : done + len(rows)]], rows)
-                done += len(rows)
+            computed = self._rows(missing, lambda place: pixels_of(place, files[place]))
+            rows = iter(track(computed, description, total=len(missing)))
+            places = iter(missing)
+            while together := list(islice(rows, WRITTEN_TOGETHER)):
+                self.store.add([keys[place] for place in islice(places, len(together))], np.stack(together))
             self.photo_s = (time.monotonic() - began) / max(1, len(missing))
         self.computed_s += time.monotonic() - started
 
-    def _batches(self, pixels: Iterator[Pixels]) -> Iterator[Features]:
+    def _rows(self, places: Sequence[int], pixels_of: Callable[[int], Pixels]) -> Iterator[Features]:
+        """Yield each photo's features (width,) in order; on a CPU each core decodes and computes a photo of its own."""
+        if not self._in_batches:
+            yield from ordered_map(lambda place: self._compute(pixels_of(place)[None])[0], places)
+            return
+        pixels = ordered_map(pixels_of, places)
         while batch := list(islice(pixels, self._batch)):
-            yield self._compute(np.ascontiguousarray(np.stack(batch)))
+            yield from self._compute(np.stack(batch))
 
     def _blank(self) -> NDArray[np.uint8]:
         size = self.preprocessing.image_size
         return np.zeros((self._batch, size, size, 3), np.uint8)
+
+    @property
+    def _in_batches(self) -> bool:
+        return self.device.type == "cuda"
 
     def _distorted(self, keys: Sequence[bytes], place: int, file: Readable) -> Pixels:
         assert self.views is not None
@@ -155,13 +162,13 @@ class KeptFeatures:
 
     @property
     def _batch(self) -> int:
-        if self.device.type != "cuda":
-            return CPU_BATCH
+        if not self._in_batches:
+            return 1
         return max(1, min(GPU_BATCH, GPU_PIXELS // self.preprocessing.image_size**2))
 
     def _compute(self, images: NDArray[np.uint8]) -> Features:
         if self._run is None:
-            self._run = self._on_gpu() if self.device.type == "cuda" else self._on_cpu()
+            self._run = self._on_gpu() if self._in_batches else self._on_cpu()
         features = self._run(images)
         if not np.isfinite(features).all():
             raise FinetuneError(
