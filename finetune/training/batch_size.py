@@ -1,4 +1,4 @@
-"""data.batch_size=auto: the largest power of two for which memory suffices."""
+"""How many photos a batch may have for memory to suffice: the largest power of two, or that of the configuration."""
 
 from __future__ import annotations
 
@@ -59,8 +59,24 @@ class TrainingStep:
             )
         return size
 
+    def holds(self, photos: int) -> bool:
+        """Whether memory suffices for so many."""
+        return self._fits_on_cpu()(photos)
+
+    def cannot_hold(self, photos: int) -> bool:
+        """Whether so many photos take more memory than a CPU has free even without what the backward pass adds."""
+        return photos * self._kept_a_photo() > available_bytes()
+
     def _fits_on_cpu(self) -> Callable[[int], bool]:
         """By what the forward pass keeps of each photo: with too much the process would be killed, with no error."""
+        a_photo = BACKWARD * self._kept_a_photo()
+        # gradients and, of most optimizers, two moments
+        trained = sum(p.nbytes for name, p in self.classifier.named_parameters() if name in self.plan.ever)
+        room = CPU_SHARE * available_bytes() - 3 * trained
+        return lambda photos: photos * a_photo <= room
+
+    def _kept_a_photo(self) -> float:
+        """Return the bytes that the forward pass keeps of a photo for the backward pass, on a CPU."""
         classifier = self._copy()
         kept: dict[int, int] = {
             parameter.untyped_storage().data_ptr(): 0 for parameter in (*classifier.parameters(), *classifier.buffers())
@@ -72,13 +88,8 @@ class TrainingStep:
             return tensor
 
         with isolate_rng(), self._autocast(), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-            logits = classifier(self._images(LEAST))
-        a_photo = BACKWARD * sum(kept.values()) / LEAST
-        del logits
-        # gradients and, of most optimizers, two moments
-        trained = sum(p.nbytes for name, p in classifier.named_parameters() if name in self.plan.ever)
-        room = CPU_SHARE * available_bytes() - 3 * trained
-        return lambda photos: photos * a_photo <= room
+            classifier(self._images(LEAST))
+        return sum(kept.values()) / LEAST
 
     def _fits_on_gpu(self) -> Callable[[int], bool]:
         """By trying: two steps, as an optimizer makes its moments in the first."""

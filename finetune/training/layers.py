@@ -29,7 +29,7 @@ from finetune.training.deadline import Clock
 from finetune.training.fitted import Fitted
 from finetune.training.imbalance import Handling, Judgement
 from finetune.training.mixing import configured_mixing
-from finetune.training.out_of_memory import advise_batch
+from finetune.training.out_of_memory import advise_batch, require_room
 from finetune.training.plan_table import describe_plan
 from finetune.training.probe import fit_temperature
 from finetune.training.processes import Processes
@@ -64,6 +64,7 @@ def fit_layers(
     plan = plan_freezing(classifier, config.freeze, depth, decay_per_depth(classifier, config.optimizer))
     size_px, device = start.preprocessing.image_size, processes.device
     step = TrainingStep(classifier, plan, config.optimizer, config.trainer.precision, size_px, device)
+    config = require_room(config, step, run)
     data = _photo_data(config, handling, start.preprocessing, step, manifest, run)
     config = settle_epochs(config, photos, len(data.of(processes.share).batches))
     plan = _opening(plan, config.trainer.max_epochs)

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from finetune.cli import run
+from finetune.training import batch_size
 from finetune.training.batch_size import TrainingStep
 from finetune.training.module import FineTuner
 from tests.conftest import TINY, paint_folder
@@ -96,3 +99,44 @@ def test_another_failure_keeps_its_traceback(two_dozen: Path, tmp_path: Path, mo
     monkeypatch.setattr(FineTuner, "training_step", lambda *_: torch.ones(2) @ torch.ones(3))
     with pytest.raises(RuntimeError, match="inconsistent tensor size"):
         run(words)
+
+
+def memory_of(monkeypatch: pytest.MonkeyPatch, megabytes: int) -> None:
+    monkeypatch.setattr(batch_size, "available_bytes", lambda: megabytes << 20)
+
+
+def test_a_batch_that_no_cpu_could_hold_is_refused_before_it_is_tried(
+    two_dozen: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["train", f"data.root={two_dozen}", f"output={tmp_path / 'run'}", *WORDS, "freeze=full"]
+    memory_of(monkeypatch, 16)
+    monkeypatch.setattr(FineTuner, "training_step", lambda *_: pytest.fail("tried"))
+    assert run([*words, "data.batch_size=24"]) == 2
+    said = capsys.readouterr().err
+    assert "memory does not suffice for batches of 24 photos: data.batch_size=" in said
+    assert " fits, and makes the same steps" in said
+
+
+def test_where_a_search_chose_the_size_smaller_batches_make_the_same_steps(
+    two_dozen: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["train", f"data.root={two_dozen}", *WORDS, "freeze=lp_ft", "trainer.max_epochs=1", "data.batch_size=12"]
+    sizes: list[int] = []
+    ordinary = FineTuner.training_step
+
+    def noted(module: FineTuner, batch: tuple[Tensor, Tensor], batch_idx: int) -> Any:
+        sizes.append(len(batch[0]))
+        return ordinary(module, batch, batch_idx)
+
+    monkeypatch.setattr(FineTuner, "training_step", noted)
+    weights = {}
+    for name, megabytes in (("roomy", 16_000), ("narrow", 24)):
+        memory_of(monkeypatch, megabytes)
+        assert run([*words, f"output={tmp_path / name}"]) == 0
+        weights[name] = load_file(tmp_path / name / "weights.safetensors")
+        assert sizes.pop() == {"roomy": 12, "narrow": 4}[name]
+        sizes.clear()
+    # a resumed run keeps its batches, whatever memory there is by then
+    assert json.loads((tmp_path / "narrow" / "batch_size.json").read_text()) == 4
+    for key, tensor in weights["roomy"].items():
+        torch.testing.assert_close(weights["narrow"][key], tensor, rtol=1e-3, atol=1e-5)
