@@ -13,17 +13,15 @@ import uvicorn
 from fastapi import FastAPI, Request
 from starlette.concurrency import run_in_threadpool
 
-from finetune.bundle import open_bundle
-from finetune.preprocess import load_pixels
-from finetune.serving.predictor import open_predictor
+from benchmarks.peers.plain_model import PlainModel
 
-predictor = open_predictor(open_bundle(Path(sys.argv[1])), "cpu")
+model = PlainModel(Path(sys.argv[1]))
 app = FastAPI()
 
 
 def classify(raw: bytes) -> dict[str, Any]:
-    (row,) = predictor.run(load_pixels(raw, predictor.preprocessing)[None])
-    return predictor.explain(row, 5).model_dump()
+    (row,) = model.run(model.load(raw)[None])
+    return model.explain(row)
 
 
 @app.post("/predict")

@@ -11,29 +11,27 @@ import litserve
 import numpy as np
 from fastapi import UploadFile
 
-from finetune.bundle import open_bundle
-from finetune.preprocess import load_pixels
-from finetune.serving.predictor import open_predictor
+from benchmarks.peers.plain_model import PlainModel
 
 
 class Classifier(litserve.LitAPI):
     def setup(self, device: str) -> None:
-        self.predictor = open_predictor(open_bundle(Path(sys.argv[1])), "cpu")
+        self.model = PlainModel(Path(sys.argv[1]))
 
     def decode_request(self, request: UploadFile) -> np.ndarray:
-        return load_pixels(request.file.read(), self.predictor.preprocessing)
+        return self.model.load(request.file.read())
 
     def batch(self, inputs: list[np.ndarray]) -> np.ndarray:
         return np.stack(inputs)
 
-    def predict(self, images: np.ndarray) -> np.ndarray:
-        return self.predictor.run(images)
+    def predict(self, images: np.ndarray) -> list[np.ndarray]:
+        return self.model.run(images)
 
-    def unbatch(self, rows: np.ndarray) -> list[np.ndarray]:
-        return list(rows)
+    def unbatch(self, rows: list[np.ndarray]) -> list[np.ndarray]:
+        return rows
 
     def encode_response(self, row: np.ndarray) -> dict[str, Any]:
-        return {"predictions": [self.predictor.explain(row, 5).model_dump()]}
+        return {"predictions": [self.model.explain(row)]}
 
 
 if __name__ == "__main__":
