@@ -1,4 +1,4 @@
-"""After quantisation: biases make up for what rounding the weights does in the mean."""
+"""After quantisation: biases make up for what rounding does in the mean, to each layer's answers and to the last."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from collections.abc import Iterable
 import numpy as np
 import onnx
 
+from finetune.bundle import INPUT, OUTPUT
 from finetune.export.activations import Numbers, measure_activity
 from finetune.export.qdq import Array, QuantisedGraph, attribute
 from finetune.preprocess import Pixels
+from finetune.runtime import open_session
 
 Means = dict[str, Numbers]
 
@@ -47,3 +49,34 @@ def answer_to_channels(layer: onnx.NodeProto, weights: Array, channels: Array) -
     kernels = weights.reshape(group, -1, weights.shape[1], int(np.prod(weights.shape[2:]))).sum(axis=3)
     answers: Array = np.einsum("gfc,gc->gf", kernels, channels.reshape(group, -1)).reshape(-1)
     return answers
+
+
+def mean_logits(proto: onnx.ModelProto, batches: Iterable[Pixels]) -> Array:
+    """Return the mean, (classes,), of what the softmax at the end reads."""
+    logits = _softmax(proto).input[0]
+    asking = onnx.ModelProto()
+    asking.CopyFrom(proto)
+    del asking.graph.output[:]
+    asking.graph.output.append(onnx.ValueInfoProto(name=logits))
+    session = open_session(asking.SerializeToString(), "cpu").ort
+    mean: Array = np.concatenate([session.run(None, {INPUT: batch})[0] for batch in batches]).mean(axis=0)
+    return mean
+
+
+def correct_logits(proto: onnx.ModelProto, wanted: Array, batches: Iterable[Pixels]) -> None:
+    """Move a graph's logits such that their mean over photos is the wanted one, (classes,).
+
+    The largest of many rounded activations is larger than the largest of the exact ones, so features that are maxima
+    grow with every layer in 8 bits; so do the logits of the classes that look for them.
+    """
+    softmax = _softmax(proto)
+    shift = (wanted - mean_logits(proto, batches)).astype(np.float32)
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(shift, "int8_logits_shift"))
+    add = onnx.helper.make_node("Add", [softmax.input[0], "int8_logits_shift"], ["int8_logits"], "int8_logits")
+    softmax.input[0] = "int8_logits"
+    proto.graph.node.insert(list(proto.graph.node).index(softmax), add)
+
+
+def _softmax(proto: onnx.ModelProto) -> onnx.NodeProto:
+    nodes: Iterable[onnx.NodeProto] = proto.graph.node
+    return next(node for node in nodes if node.op_type == "Softmax" and OUTPUT in node.output)

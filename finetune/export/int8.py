@@ -19,7 +19,7 @@ from onnxruntime.quantization import QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from finetune.bundle import INPUT
-from finetune.export.biases import correct_biases, input_means
+from finetune.export.biases import correct_biases, correct_logits, input_means, mean_logits
 from finetune.export.edges import edge_nodes
 from finetune.export.photos import PhotoReader
 from finetune.export.pixel_bytes import read_bytes
@@ -35,8 +35,8 @@ log = logging.getLogger(__name__)
 # What computes, and what is fused with it. Sums are left to onnxruntime, which fuses those between int8 layers.
 LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 FUSED = ("Relu", "Clip", "MaxPool")
-# Of the layers, to be left in float in turn. With more than half of them in float, int8 is not faster.
-FLOAT_SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2)
+# Of the layers, to be left in float at most: with more of them, int8 is not faster.
+MOST_IN_FLOAT = 1 / 2
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def search_int8(
     arithmetic: Int8Arithmetic,
     accepts: Callable[[onnx.ModelProto], bool],
 ) -> Int8:
-    """Quantise all layers, then leave rising shares of the most sensitive in float until `accepts` holds.
+    """Quantise all layers, then leave the most sensitive in float, twice as many each time, until `accepts` holds.
 
     batches: (N, H, W, 3) uint8 photos of the training split, some tens, for the ranges of activations; sample: a dozen
     more, on which layers are ranked. Where no step is accepted, the last is returned.
@@ -66,7 +66,7 @@ def search_int8(
         if accepts(found):
             return Int8(found, len(quantise.layers), (), accepted=True)
         ranked = rank_layers(quantise, proto, sample)
-        for count in sorted({max(1, round(share * len(ranked))) for share in FLOAT_SHARES}):
+        for count in _doubling(max(1, round(MOST_IN_FLOAT * len(ranked)))):
             found = quantise.without(ranked[:count])
             accepted = accepts(found)
             log.info("int8 with %d of %d layers in float: %s", count, len(ranked), "kept" if accepted else "too lossy")
@@ -114,9 +114,9 @@ class Quantiser:
         self.exact = onnx.load(self.prepared)
         nodes = self.exact.graph.node
         self.layers = tuple(node.name for node in nodes if node.op_type in LAYERS and node.name not in self.edges)
-        photos = list(batches)
-        self.means = input_means(self.exact, photos)
-        self._quantise(PhotoReader(photos), ())
+        self.photos = list(batches)
+        self.means, self.logits = input_means(self.exact, self.photos), mean_logits(self.exact, self.photos)
+        self._quantise(PhotoReader(self.photos), ())
 
     def without(self, in_float: Collection[str]) -> onnx.ModelProto:
         """Return the graph with all layers but these in int8."""
@@ -146,9 +146,19 @@ class Quantiser:
         correct_biases(quantised, self.exact, self.means)
         read_bytes(quantised)
         proto = quantised.finish()
+        correct_logits(proto, self.logits, self.photos)
         del proto.metadata_props[:]
         proto.metadata_props.extend(self.metadata)
         return proto
+
+
+def _doubling(most: int) -> Iterator[int]:
+    """Yield 1, 2, 4 and so on, and `most` at last."""
+    count = 1
+    while count < most:
+        yield count
+        count *= 2
+    yield most
 
 
 def _probabilities(proto: onnx.ModelProto, sample: Pixels) -> np.ndarray:

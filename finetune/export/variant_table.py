@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from finetune.export.timing import BATCH_SIZES
+from finetune.export.timing import WAYS
 from finetune.export.variants import Variant
 
 HEADER = (
     "precision",
     "MB",
-    *(f"photos/s at {size}" for size in BATCH_SIZES),
+    *(f"photos/s, {way}" for way in WAYS),
     "speed",
     "accuracy",
     "agrees",
@@ -42,7 +42,7 @@ def _row(variant: Variant) -> Row:
     return (
         variant.name,
         f"{variant.megabytes:.1f}",
-        *(f"{speed.photos_a_second[size]:.1f}" for size in BATCH_SIZES),
+        *(f"{speed.photos_a_second[way]:.1f}" for way in WAYS),
         f"{speed.gain:.2f} ({low:.2f} to {high:.2f})",
         f"{100 * score.accuracy:.1f} %",
         f"{100 * score.agreement:.1f} %",

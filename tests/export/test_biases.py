@@ -5,7 +5,8 @@ import onnx
 import pytest
 from onnxruntime.quantization import QuantType
 
-from finetune.export.biases import answer_to_channels, input_means
+from finetune.export import int8
+from finetune.export.biases import answer_to_channels, correct_logits, input_means, mean_logits
 from finetune.export.int8 import quantiser
 from finetune.export.processor import Int8Arithmetic
 from tests.export.graphs import Array, Convolution, answers, convolutions_graph, noise
@@ -53,3 +54,31 @@ def test_rounding_that_only_adds_is_taken_off_again() -> None:
     photos = np.random.default_rng(1).integers(0, 256, (20, 16, 16, 3), dtype=np.uint8)
     with quantiser(graph, [photos], X86) as quantise:
         np.testing.assert_allclose(answers(quantise.without(()), photos), answers(graph, photos), atol=0.003)
+
+
+def test_features_that_are_maxima_do_not_move_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The largest of many rounded numbers is larger than the largest of the exact ones, for every photo."""
+    generator = np.random.default_rng(0)
+    layers = {
+        name: Convolution(generator.normal(size=(8, channels, 3, 3)) / 9, np.zeros(8))
+        for name, channels in (("first", 3), ("second", 8), ("third", 8))
+    }
+    graph = convolutions_graph(layers, [0, 0, 0], np.array([[0.05] * 8, [0.0] * 8]))
+    (pool,) = (node for node in graph.graph.node if node.op_type == "GlobalAveragePool")
+    pool.op_type = "GlobalMaxPool"
+    photos = noise(40)
+
+    def moved() -> float:
+        with quantiser(graph, [photos[:20], photos[20:]], X86) as quantise:
+            return float(np.abs(mean_logits(quantise.without(()), [photos]) - mean_logits(graph, [photos])).max())
+
+    corrected = moved()
+    monkeypatch.setattr(int8, "correct_logits", lambda *_: None)
+    assert corrected < 0.1 * moved()
+
+
+def test_logits_move_to_where_they_are_wanted() -> None:
+    graph, photos = convolutions_graph({"only": Convolution(np.ones((4, 3, 1, 1)) / 9)}, [0, 0, 0], np.eye(4)), noise(5)
+    wanted = mean_logits(graph, [photos[:2], photos[2:]]) + np.array([1, -1, 0, 0])
+    correct_logits(graph, wanted, [photos])
+    np.testing.assert_allclose(mean_logits(graph, [photos]), wanted, atol=1e-4)
