@@ -1,9 +1,10 @@
-"""An onnxruntime model on a processor: one call gets all cores, calls beside each other get a core each."""
+"""onnxruntime models on a processor: one call gets all cores, calls beside each other get a core each."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,22 +28,45 @@ class CpuSession:
     def __init__(self, model: str | bytes, threads: int) -> None:
         """model: a file or its content."""
         size = len(model) if isinstance(model, bytes) else Path(model).stat().st_size
-        self._lock, self._calls = threading.Lock(), 0
         divides = threads > 1 and size <= 1e6 * MOST_MB
         self._alone = _open(model, threads, spins=divides)
         self._beside = _open(model, 1, spins=False) if divides else self._alone
 
     def run(self, outputs: Sequence[str] | None, inputs: Mapping[str, Any]) -> list[Any]:
         """Return the outputs that are named, or all, as `onnxruntime.InferenceSession.run` does."""
-        with self._lock:
-            self._calls += 1
-            alone = self._calls == 1
-        try:
+        with at_work() as alone:
             found: list[Any] = (self._alone if alone else self._beside).run(outputs, inputs)
-        finally:
-            with self._lock:
-                self._calls -= 1
         return found
+
+
+class _Workers(threading.local):
+    """count: threads at work in this process; depth: how often this thread says that it is one of them."""
+
+    lock = threading.Lock()
+    count = 0
+    depth = 0
+
+
+_workers = _Workers()
+
+
+@contextmanager
+def at_work() -> Iterator[bool]:
+    """Claim a core, for a model of any session or for what it waits for; yields whether no other thread has one.
+
+    What decodes photos before it runs them says so, or a run that began meanwhile would take its core.
+    """
+    _workers.depth += 1
+    if _workers.depth == 1:
+        with _Workers.lock:
+            _Workers.count += 1
+    try:
+        yield _Workers.count == 1
+    finally:
+        _workers.depth -= 1
+        if not _workers.depth:
+            with _Workers.lock:
+                _Workers.count -= 1
 
 
 def _open(model: str | bytes, threads: int, spins: bool) -> Any:

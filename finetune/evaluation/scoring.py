@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from finetune.cores import at_work
 from finetune.models.allocator import keep_freed_memory
 from finetune.models.classifier import Scorer
 from finetune.models.graph import INPUT, quick_graph
@@ -33,7 +34,8 @@ def score_fast(classifier: Scorer, preprocessing: Preprocessing, files: Sequence
     session = open_session(graph, device="cpu").ort
 
     def score(file: Readable) -> NDArray[np.float32]:
-        logits: NDArray[np.float32] = session.run(None, {INPUT: load_pixels(file, preprocessing)[None]})[0]
+        with at_work():
+            logits: NDArray[np.float32] = session.run(None, {INPUT: load_pixels(file, preprocessing)[None]})[0]
         return logits
 
     logits = track(ordered_map(score, files), "scoring photos", total=len(files))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -15,9 +14,11 @@ from finetune.bundle import Bundle, open_bundle
 from finetune.config import BatchConfig, LimitsConfig, ServeConfig
 from finetune.errors import ImageError
 from finetune.golden import read_answers
+from finetune.parallel import usable_cores
 from finetune.preprocess import Pixels, load_pixels
 from finetune.serving.admission import Admission
 from finetune.serving.batcher import Batcher, Probabilities
+from finetune.serving.lanes import Apart, Lane, LaneTimings, Together
 from finetune.serving.metrics import Metrics
 from finetune.serving.model_metrics import ModelMetrics
 from finetune.serving.predictor import Predictor, open_predictor
@@ -42,31 +43,29 @@ class LiveModel:
         target: Target,
         bundle: Bundle,
         predictor: Predictor,
-        decoding: Turns,
+        cores: Turns,
         batch: BatchConfig,
         limits: LimitsConfig,
         metrics: ModelMetrics,
     ) -> None:
-        """target: what it is served as; decoding: threads that several models share."""
+        """target: what it is served as; cores: threads that several models share."""
         self.name, self.version = target.model, str(target.version)
         self.bundle, self.predictor, self.metrics = bundle, predictor, metrics
-        self._decoding, self._max_pixels = decoding, int(1e6 * limits.megapixels)
         self.request_photos = limits.photos
         self.most_photos, self.delay_ms = most_photos(batch, predictor), batch.delay_ms
         self.admission = Admission(limits.queue_photos, limits.wait_s, self.most_photos)
-        timings = _Timings(metrics, self.admission)
-        self._batcher = Batcher(predictor.run, self.most_photos, self.delay_ms / 1000, timings, predictor.runs)
+        self._lane = self._open_lane(cores, int(1e6 * limits.megapixels), _Timings(metrics, self.admission))
 
     async def classify(self, photos: Sequence[bytes]) -> list[Probabilities | ImageError]:
         """Return, for each file in order, its probabilities (classes,) or why it cannot be read.
 
         Raises Refusal 503 where too much is waiting. Cancelled, its photos leave the queue.
         """
-        return await self._answer(photos, self._classify_one)
+        return await self._answer(photos, self._lane.classify)
 
     async def run(self, images: NDArray[np.uint8]) -> list[Probabilities | ImageError]:
         """Return the probabilities of each of the decoded photos (N, image_size, image_size, 3), as `classify` does."""
-        return await self._answer(images, self._batcher.submit)
+        return await self._answer(images, self._lane.run)
 
     def describe(self) -> dict[str, Any]:
         card, session = self.bundle.info.model, self.predictor.session
@@ -111,15 +110,16 @@ class LiveModel:
             self.metrics.answered(table)
         return rows
 
-    async def _classify_one(self, raw: bytes) -> Probabilities:
-        pixels, seconds = await self._decoding.run(self.name, self._decode, raw)
-        self.metrics.decoded(seconds)
-        return await self._batcher.submit(pixels)
+    def _open_lane(self, cores: Turns, max_pixels: int, timings: LaneTimings) -> Lane:
+        predictor, preprocessing = self.predictor, self.predictor.preprocessing
 
-    def _decode(self, raw: bytes) -> tuple[Pixels, float]:
-        began = time.perf_counter()
-        pixels = load_pixels(raw, self.predictor.preprocessing, SERVED_FORMATS, self._max_pixels)
-        return pixels, time.perf_counter() - began
+        def decode(raw: bytes) -> Pixels:
+            return load_pixels(raw, preprocessing, SERVED_FORMATS, max_pixels)
+
+        if self.most_photos == 1 and predictor.runs >= usable_cores():
+            return Apart(self.name, predictor, decode, cores, timings)
+        batcher = Batcher(predictor.run, self.most_photos, self.delay_ms / 1000, timings, predictor.runs)
+        return Together(self.name, batcher, decode, cores, timings)
 
 
 class _Timings(NamedTuple):
@@ -127,6 +127,9 @@ class _Timings(NamedTuple):
 
     metrics: ModelMetrics
     admission: Admission
+
+    def decoded(self, seconds: float) -> None:
+        self.metrics.decoded(seconds)
 
     def waited(self, seconds: float) -> None:
         self.metrics.waited(seconds)
@@ -136,7 +139,7 @@ class _Timings(NamedTuple):
         self.admission.measure(photos)
 
 
-def open_live(folder: Path, target: Target, config: ServeConfig, decoding: Turns, metrics: Metrics) -> LiveModel:
+def open_live(folder: Path, target: Target, config: ServeConfig, cores: Turns, metrics: Metrics) -> LiveModel:
     """Open one version, prove that its files are those that were exported, and let it answer on its device.
 
     Raises FinetuneError, or what onnxruntime raises.
@@ -155,7 +158,7 @@ def open_live(folder: Path, target: Target, config: ServeConfig, decoding: Turns
         predictor.labels,
         None if answers is None else answers.probabilities,
     )
-    return LiveModel(target, bundle, predictor, decoding, config.batch, config.limits, counted)
+    return LiveModel(target, bundle, predictor, cores, config.batch, config.limits, counted)
 
 
 def most_photos(batch: BatchConfig, predictor: Predictor) -> int:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel
 
 from finetune.bundle import INPUT, OUTPUT, Bundle
+from finetune.cores import at_work
 from finetune.errors import FinetuneError, ImageError
 from finetune.parallel import ordered_map, usable_cores
 from finetune.preprocess import Pixels, Preprocessing, Readable, load_pixels
@@ -121,8 +122,9 @@ class Predictor:
                 yield pixels if isinstance(pixels, Exception) else next(rows)
 
     def _answer_alone(self, file: Readable) -> Probabilities | ImageError | OSError:
-        pixels = self._open(file)
-        return pixels if isinstance(pixels, Exception) else self.run(pixels[None])[0]
+        with at_work():
+            pixels = self._open(file)
+            return pixels if isinstance(pixels, Exception) else self.run(pixels[None])[0]
 
     def _open(self, file: Readable) -> Pixels | ImageError | OSError:
         try:

@@ -79,10 +79,10 @@ def assemble(config: ServeConfig, on_failure: Callable[[Exception], None]) -> Se
     be used.
     """
     metrics = Metrics()
-    decoding, parsing = Turns(usable_cores()), ThreadPoolExecutor(2, "parse")
+    cores, parsing = Turns(usable_cores()), ThreadPoolExecutor(2, "parse")
 
     def open_model(folder: Path, target: Target) -> LiveModel:
-        return open_live(folder, target, config, decoding, metrics)
+        return open_live(folder, target, config, cores, metrics)
 
     repository = Repository(config, open_model, metrics)
     keys = read_keys(config.keys)

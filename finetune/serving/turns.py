@@ -1,4 +1,4 @@
-"""Threads that several models decode on, in turns, so that nobody's photos stand behind all of another's."""
+"""Threads that several models work on, in turns, so that nobody's photos stand behind all of another's."""
 
 from __future__ import annotations
 
@@ -14,19 +14,20 @@ Result = TypeVar("Result")
 class Turns:
     """Runs functions on a few threads; whoever waits gets every n-th turn of n. Used from one event loop.
 
-    What is cancelled before its turn is never begun; what runs keeps its thread until it is through.
+    What is cancelled before it begins is never begun; what runs keeps its thread until it is through.
     """
 
     def __init__(self, threads: int) -> None:
-        self._threads = ThreadPoolExecutor(threads, "decode")
-        self._free = threads
+        self._executor = ThreadPoolExecutor(threads, "work")
+        # as many again wait at the threads themselves, which else would have nothing to do until the loop has time
+        self._free = 2 * threads
         self._waiting: dict[object, deque[asyncio.Future[None]]] = {}
 
     async def run(self, who: object, function: Callable[..., Result], *arguments: object) -> Result:
         """Return what a function does on a thread; who: whose turn it takes."""
         await self._turn(who)
         loop = asyncio.get_running_loop()
-        work = self._threads.submit(function, *arguments)
+        work = self._executor.submit(function, *arguments)
         # of the work, not of those who wait for it: they may have left
         work.add_done_callback(lambda _: loop.call_soon_threadsafe(self._pass_on))
         return await asyncio.wrap_future(work)

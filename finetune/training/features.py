@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from finetune.config import ProbeConfig
+from finetune.cores import at_work
 from finetune.data.augmentation import Augmentation
 from finetune.data.manifest import Manifest, Photo
 from finetune.data.pixels import load
@@ -140,11 +141,16 @@ class KeptFeatures:
     def _rows(self, places: Sequence[int], pixels_of: Callable[[int], Pixels]) -> Iterator[Features]:
         """Yield each photo's features (width,) in order; on a CPU each core decodes and computes a photo of its own."""
         if not self._in_batches:
-            yield from ordered_map(lambda place: self._compute(pixels_of(place)[None])[0], places)
+            yield from ordered_map(lambda place: self._alone(place, pixels_of), places)
             return
         pixels = ordered_map(pixels_of, places)
         while batch := list(islice(pixels, self._batch)):
             yield from self._compute(np.stack(batch))
+
+    def _alone(self, place: int, pixels_of: Callable[[int], Pixels]) -> Features:
+        with at_work():
+            row: Features = self._compute(pixels_of(place)[None])[0]
+        return row
 
     def _blank(self) -> NDArray[np.uint8]:
         size = self.preprocessing.image_size

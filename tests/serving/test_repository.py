@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from finetune.cores import CpuSession
 from finetune.errors import FinetuneError
-from finetune.serving.predictor import Predictor
 from finetune.serving.refusal import Refusal
 from finetune.serving.repository import Repository
 from tests.conftest import rewrite_bundle
@@ -183,10 +183,9 @@ async def test_a_request_that_has_chosen_a_version_is_answered_by_it(models: Pat
 async def test_numbers_that_are_none_are_no_answer(models: Path, photo: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     repository = await opened(models)
     nothing = np.full((1, 3), np.nan, np.float32)
-    monkeypatch.setattr(repository.choose("tiny")._batcher, "_run", lambda _: nothing)
+    monkeypatch.setattr(CpuSession, "run", lambda *_: [nothing])
     with pytest.raises(ArithmeticError, match="tiny version 1 answers with numbers that are none"):
         await repository.choose("tiny").classify([photo])
-    monkeypatch.setattr(Predictor, "run", lambda *_: nothing)
     with pytest.raises(FinetuneError, match="answers blank photos with numbers that are none"):
         await opened(models)
 
