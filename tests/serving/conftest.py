@@ -58,7 +58,7 @@ def serve_config(models: Path, **changed: Any) -> ServeConfig:
     """Return conf/serve.yaml as it stands, but for what is changed: `limits={"photos": 3}` leaves the other limits."""
     values = yaml.safe_load((conf_dir() / "serve.yaml").read_text())
     del values["defaults"]
-    values |= {"models": str(models), "device": "cpu", "threads": 1}
+    values |= {"models": str(models), "device": "cpu"}
     for key, value in changed.items():
         values[key] = {**values[key], **value} if isinstance(value, dict) else value
     return ServeConfig.model_validate(values)
@@ -74,7 +74,7 @@ def assembled(models: Path, **changed: Any) -> Service:
 
 
 def start(models: Path, log: Path, *words: str) -> Server:
-    command = [sys.executable, "-m", "finetune", "serve", f"models={models}", "port=0", "threads=1", *words]
+    command = [sys.executable, "-m", "finetune", "serve", f"models={models}", "port=0", *words]
     with log.open("wb") as file:
         process = subprocess.Popen(command, stdout=file, stderr=file)
     deadline = time.monotonic() + READY_WITHIN_S
