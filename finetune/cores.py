@@ -38,13 +38,16 @@ class CpuSession:
             found: list[Any] = (self._alone if alone else self._beside).run(outputs, inputs)
         return found
 
+    def run_each(self, outputs: Sequence[str] | None, inputs: Mapping[str, Any]) -> list[list[Any]]:
+        """Return what `run` does alone, and beside other calls: all that it may come to."""
+        return [session.run(outputs, inputs) for session in dict.fromkeys((self._alone, self._beside))]
 
-class _Workers(threading.local):
-    """count: threads at work in this process; depth: how often this thread says that it is one of them."""
 
-    lock = threading.Lock()
-    count = 0
-    depth = 0
+class _Workers:
+    """count: threads at work in this process; mine.depth: how often this thread says that it is one of them."""
+
+    def __init__(self) -> None:
+        self.lock, self.count, self.mine = threading.Lock(), 0, threading.local()
 
 
 _workers = _Workers()
@@ -56,17 +59,18 @@ def at_work() -> Iterator[bool]:
 
     What decodes photos before it runs them says so, or a run that began meanwhile would take its core.
     """
-    _workers.depth += 1
-    if _workers.depth == 1:
-        with _Workers.lock:
-            _Workers.count += 1
+    mine = _workers.mine
+    mine.depth = getattr(mine, "depth", 0) + 1
+    if mine.depth == 1:
+        with _workers.lock:
+            _workers.count += 1
     try:
-        yield _Workers.count == 1
+        yield _workers.count == 1
     finally:
-        _workers.depth -= 1
-        if not _workers.depth:
-            with _Workers.lock:
-                _Workers.count -= 1
+        mine.depth -= 1
+        if not mine.depth:
+            with _workers.lock:
+                _workers.count -= 1
 
 
 def _open(model: str | bytes, threads: int, spins: bool) -> Any:

@@ -10,7 +10,7 @@ import pytest
 
 import finetune.cores
 from finetune.bundle import INPUT
-from finetune.cores import CpuSession
+from finetune.cores import CpuSession, at_work
 
 
 @pytest.fixture
@@ -72,3 +72,23 @@ def test_a_large_model_is_opened_once(model: str, given: str, monkeypatch: pytes
 def test_one_core_is_one_session(model: str) -> None:
     session = CpuSession(model, 1)
     assert session._beside is session._alone
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_all_that_calls_may_come_to_can_be_run(model: str, threads: int) -> None:
+    session = CpuSession(model, threads)
+    found = session.run_each(None, blank(session._alone))
+    assert len(found) == threads
+    np.testing.assert_allclose(found[0][0], found[-1][0], atol=1e-6)
+
+
+def _is_alone() -> bool:
+    with at_work() as alone:
+        return alone
+
+
+def test_a_thread_that_works_claims_one_core_however_often_it_says_so() -> None:
+    with at_work() as first, at_work() as again:
+        with ThreadPoolExecutor(1) as pool:
+            assert pool.submit(_is_alone).result() is False
+        assert (first, again) == (True, True)

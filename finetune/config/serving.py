@@ -20,7 +20,7 @@ class BatchConfig(Section):
         description="most photos in one run of a model; auto: 1 on processors, 32 on GPUs"
     )
     delay_ms: Annotated[float, Field(ge=0, le=1000)] = Field(
-        description="how long a photo waits for others at an idle model; what comes while it runs is batched anyway"
+        description="how long a photo waits for others at an idle model that runs several together"
     )
 
 

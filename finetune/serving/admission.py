@@ -19,25 +19,25 @@ class Admission:
     law), decoding included; so the queue is short on a slow machine and long on a fast one.
     """
 
-    def __init__(self, max_queue: int, max_wait_s: float, batch_photos: int) -> None:
+    def __init__(self, max_queue: int, max_wait_s: float, together: int) -> None:
         """max_queue: photos in hand at most; max_wait_s: expected seconds of waiting at most.
 
-        batch_photos: how many may leave together.
+        together: how many run at one time, and may leave so.
         """
-        self.max_queue, self.max_wait_s, self.batch_photos = max_queue, max_wait_s, batch_photos
+        self.max_queue, self.max_wait_s, self.together = max_queue, max_wait_s, together
         self.photos = 0
         self.seconds_per_photo = 0.0
         self._since = 0.0
 
     @property
     def expected_wait_s(self) -> float:
-        """What one more photo would wait for; at least as long a photo as the batch takes that has not left yet.
+        """What one more photo would wait for; at least as long a photo as those take that have not left yet.
 
         That tells of photos that take far longer than those before them, while they still do.
         """
         if not self.photos:
             return 0.0
-        unfinished_s = (time.perf_counter() - self._since) / self.batch_photos
+        unfinished_s = (time.perf_counter() - self._since) / self.together
         return self.photos * max(self.seconds_per_photo, unfinished_s)
 
     @contextmanager
@@ -65,7 +65,7 @@ class Admission:
             self.photos -= held
 
     def measure(self, photos: int) -> None:
-        """Note that so many photos were answered, together, just now."""
+        """Note that so many photos were answered, or found to be none, together, just now."""
         now = time.perf_counter()
         measured = (now - self._since) / photos
         self._since = now

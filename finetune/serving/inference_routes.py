@@ -81,7 +81,7 @@ def inference_router(repository: Repository, limits: LimitsConfig, parsing: Exec
     @router.post("/models/{name}/versions/{version}/infer", openapi_extra=BODY, response_class=Response)
     async def answer(request: Request, name: str, version: str | None = None) -> Response:
         """Classify photos."""
-        repository.require(name, version)
+        held = repository.hold(name, version)
         body = await request.body()
         patience = Patience(request.receive, limits.deadline_s)
         header_length = request.headers.get(HEADER_LENGTH)
@@ -93,7 +93,7 @@ def inference_router(repository: Repository, limits: LimitsConfig, parsing: Exec
         if header_length is None and ENCODED in asked.inputs:
             hint = "JSON cannot carry a file's bytes (POST /predict takes base64)"
             raise Refusal(400, f"{ENCODED} is taken as binary data only: {hint}")
-        model = repository.choose(name, version)
+        model = held or repository.choose(name, version)
         outputs = await infer(model, asked, limits, patience, request.state.facts)
         began = time.perf_counter()
         content, headers = render_response(asked, model.name, model.version, outputs, {OUTPUT: model.predictor.labels})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 import time
 from collections.abc import Callable
 from typing import NamedTuple, Protocol, TypeVar
@@ -59,18 +61,25 @@ class Apart:
         self._predictor, self._decode = predictor, decode
 
     async def classify(self, raw: bytes) -> Probabilities:
-        timed = await self._cores.run(self._who, self._classify, raw, time.perf_counter())
+        left = threading.Event()
+        try:
+            timed = await self._cores.run(self._who, self._classify, raw, time.perf_counter(), left)
+        except asyncio.CancelledError:
+            left.set()
+            raise
         self._timings.decoded(timed.decoded_s)
         return self._told(timed)
 
     async def run(self, pixels: Pixels) -> Probabilities:
         return self._told(await self._cores.run(self._who, self._run, pixels, time.perf_counter()))
 
-    def _classify(self, raw: bytes, since: float) -> Timed:
+    def _classify(self, raw: bytes, since: float, left: threading.Event) -> Timed:
         began = time.perf_counter()
         with at_work():
             pixels = self._decode(raw)
             decoded = time.perf_counter()
+            if left.is_set():
+                raise TimeoutError("nobody waits for this photo any more")
             row = self._predictor.run(pixels[None])[0]
         return Timed(row, began - since, decoded - began, time.perf_counter() - decoded)
 
@@ -101,5 +110,6 @@ class Together:
 
     def _timed(self, raw: bytes) -> tuple[NDArray[np.uint8], float]:
         began = time.perf_counter()
-        pixels = self._decode(raw)
+        with at_work():
+            pixels = self._decode(raw)
         return pixels, time.perf_counter() - began

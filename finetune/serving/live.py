@@ -53,7 +53,8 @@ class LiveModel:
         self.bundle, self.predictor, self.metrics = bundle, predictor, metrics
         self.request_photos = limits.photos
         self.most_photos, self.delay_ms = most_photos(batch, predictor), batch.delay_ms
-        self.admission = Admission(limits.queue_photos, limits.wait_s, self.most_photos)
+        together = self.most_photos * min(predictor.runs, usable_cores())
+        self.admission = Admission(limits.queue_photos, limits.wait_s, together)
         self._lane = self._open_lane(cores, int(1e6 * limits.megapixels), _Timings(metrics, self.admission))
 
     async def classify(self, photos: Sequence[bytes]) -> list[Probabilities | ImageError]:
@@ -89,6 +90,7 @@ class LiveModel:
                 try:
                     return await answer(photo)
                 except ImageError as error:
+                    self.admission.measure(1)
                     return error
                 finally:
                     self.metrics.pending(-1)

@@ -79,9 +79,9 @@ def predict_router(repository: Repository, limits: LimitsConfig, parsing: Execut
     ) -> Response:
         """Classify one photo or several. A photo that cannot be read has an error of its own; 422 where none can."""
         # an unknown name is refused before the photos are uploaded
-        repository.require(model, version)
+        held = repository.hold(model, version)
         photos = await _read_photos(request, limits.photos, parsing)
-        chosen = repository.choose(model, version)
+        chosen = held or repository.choose(model, version)
         answering = chosen.classify([raw for _, raw in photos])
         patience = Patience(request.receive, limits.deadline_s)
         rows = await ask(chosen, len(photos), answering, patience, request.state.facts)

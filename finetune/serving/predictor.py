@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel
 
 from finetune.bundle import INPUT, OUTPUT, Bundle
-from finetune.cores import at_work
+from finetune.cores import CpuSession, at_work
 from finetune.errors import FinetuneError, ImageError
 from finetune.parallel import ordered_map, usable_cores
 from finetune.preprocess import Pixels, Preprocessing, Readable, load_pixels
@@ -75,11 +75,11 @@ class Predictor:
         """
         size, most = self.preprocessing.image_size, most or self.batch_size
         between = [photos for photos in GPU_BATCHES if 1 < photos < most] if self.on_gpu else []
-        for photos in (1, *between, most):
-            answers = self.run(np.zeros((photos, size, size, 3), dtype=np.uint8))
-            if not np.isfinite(answers).all():
-                provider = self.session.provider
-                raise FinetuneError(f"on {provider} the model answers blank photos with numbers that are none")
+        for photos in dict.fromkeys((1, *between, most)):
+            for answers in self._run_each(np.zeros((photos, size, size, 3), dtype=np.uint8)):
+                if not np.isfinite(answers).all():
+                    provider = self.session.provider
+                    raise FinetuneError(f"on {provider} the model answers blank photos with numbers that are none")
 
     def load(self, file: Readable) -> Pixels:
         """Decode a photo on this machine, in any format that training reads; raises ImageError with the reason."""
@@ -93,6 +93,12 @@ class Predictor:
         (probabilities,) = self.session.ort.run([OUTPUT], {INPUT: images})
         answers: NDArray[np.float32] = probabilities
         return answers[:photos]
+
+    def _run_each(self, images: NDArray[np.uint8]) -> list[Probabilities]:
+        """Run in every way that `run` may choose."""
+        if isinstance(self.session.ort, CpuSession):
+            return [probabilities for (probabilities,) in self.session.ort.run_each([OUTPUT], {INPUT: images})]
+        return [self.run(images)]
 
     def answer(self, files: Sequence[Readable], what: str) -> Probabilities:
         """Return probabilities (N, classes) of photos in order; what: said of it while it goes on.

@@ -149,6 +149,16 @@ class Repository:
         """Raise Refusal 400, 404 or 503 where `choose` would: before photos are uploaded for nothing."""
         self._find(name, version)
 
+    def hold(self, name: str | None, version: str | None) -> LiveModel | None:
+        """Return the version asked for, which a newer one may take the place of while photos are uploaded.
+
+        None where no version is asked for: `choose` once they are there. Raises as `require` does.
+        """
+        if version is not None:
+            return self.choose(name, version)
+        self.require(name)
+        return None
+
     def choose(self, name: str | None, version: str | None = None) -> LiveModel:
         """Return the model that answers a name: the version asked for, a route's draw, or else the latest.
 

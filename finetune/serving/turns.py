@@ -6,6 +6,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import TypeVar
 
 Result = TypeVar("Result")
@@ -28,8 +29,14 @@ class Turns:
         await self._turn(who)
         loop = asyncio.get_running_loop()
         work = self._executor.submit(function, *arguments)
+
+        def passed_on(_: object) -> None:
+            # a loop that has ended has nobody who waits
+            with suppress(RuntimeError):
+                loop.call_soon_threadsafe(self._pass_on)
+
         # of the work, not of those who wait for it: they may have left
-        work.add_done_callback(lambda _: loop.call_soon_threadsafe(self._pass_on))
+        work.add_done_callback(passed_on)
         return await asyncio.wrap_future(work)
 
     async def _turn(self, who: object) -> None:
@@ -44,7 +51,16 @@ class Turns:
             if turn.done() and not turn.cancelled():
                 # it had been given the turn just before
                 self._pass_on()
+            else:
+                self._leave(who, turn)
             raise
+
+    def _leave(self, who: object, turn: asyncio.Future[None]) -> None:
+        queue = self._waiting.get(who, deque())
+        with suppress(ValueError):
+            queue.remove(turn)
+            if not queue:
+                del self._waiting[who]
 
     def _pass_on(self) -> None:
         while self._waiting:
@@ -54,6 +70,7 @@ class Turns:
             turn = queue.popleft()
             if queue:
                 self._waiting[who] = queue
+            # else it was cancelled just now, and is about to leave
             if not turn.done():
                 turn.set_result(None)
                 return

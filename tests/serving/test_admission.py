@@ -23,7 +23,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 def test_no_more_photos_are_in_hand_than_the_queue_holds() -> None:
-    queue = Admission(max_queue=10, max_wait_s=100, batch_photos=4)
+    queue = Admission(max_queue=10, max_wait_s=100, together=4)
     with queue.admit(6), queue.admit(4):
         assert queue.photos == 10
         with pytest.raises(Refusal, match="10 photos are waiting") as refused, queue.admit(1):
@@ -33,7 +33,7 @@ def test_no_more_photos_are_in_hand_than_the_queue_holds() -> None:
 
 
 def test_what_would_wait_for_too_long_is_refused_with_the_time_to_come_back(clock: Clock) -> None:
-    queue = Admission(max_queue=1000, max_wait_s=1, batch_photos=4)
+    queue = Admission(max_queue=1000, max_wait_s=1, together=4)
     with queue.admit(4) as leave:
         clock.now = 2.0
         queue.measure(4)
@@ -49,7 +49,7 @@ def test_what_would_wait_for_too_long_is_refused_with_the_time_to_come_back(cloc
 
 
 def test_an_idle_model_takes_any_request(clock: Clock) -> None:
-    queue = Admission(max_queue=4, max_wait_s=0.001, batch_photos=4)
+    queue = Admission(max_queue=4, max_wait_s=0.001, together=4)
     queue.seconds_per_photo = 10
     with queue.admit(64):
         assert queue.photos == 64
@@ -57,7 +57,7 @@ def test_an_idle_model_takes_any_request(clock: Clock) -> None:
 
 
 def test_the_time_of_idleness_counts_for_no_photo(clock: Clock) -> None:
-    queue = Admission(max_queue=100, max_wait_s=1, batch_photos=4)
+    queue = Admission(max_queue=100, max_wait_s=1, together=4)
     with queue.admit(1):
         clock.now += 0.1
         queue.measure(1)
@@ -69,7 +69,7 @@ def test_the_time_of_idleness_counts_for_no_photo(clock: Clock) -> None:
 
 
 def test_a_failing_request_leaves_no_place_taken() -> None:
-    queue = Admission(max_queue=4, max_wait_s=1, batch_photos=4)
+    queue = Admission(max_queue=4, max_wait_s=1, together=4)
 
     def fail() -> None:
         with queue.admit(3) as leave:
@@ -82,7 +82,7 @@ def test_a_failing_request_leaves_no_place_taken() -> None:
 
 
 def test_photos_that_take_far_longer_than_before_are_noticed_while_they_do(clock: Clock) -> None:
-    queue = Admission(max_queue=100, max_wait_s=1, batch_photos=4)
+    queue = Admission(max_queue=100, max_wait_s=1, together=4)
     queue.seconds_per_photo = 0.001
     with queue.admit(10):
         assert queue.expected_wait_s == pytest.approx(0.01)
@@ -90,3 +90,10 @@ def test_photos_that_take_far_longer_than_before_are_noticed_while_they_do(clock
         assert queue.expected_wait_s == pytest.approx(10 * 2.0 / 4)
         with pytest.raises(Refusal), queue.admit(1):
             pass
+
+
+def test_what_many_cores_have_in_hand_is_not_expected_to_wait_in_line(clock: Clock) -> None:
+    queue = Admission(max_queue=1000, max_wait_s=3, together=64)
+    with queue.admit(40):
+        clock.now = 0.1
+        assert queue.expected_wait_s < 0.1

@@ -300,7 +300,7 @@ async def test_not_ready_until_a_model_has_answered(tiny_models: Path) -> None:
 
 @pytest.mark.anyio
 async def test_a_model_that_cannot_warm_up_is_never_ready(tiny_models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("finetune.serving.predictor.Predictor.run", lambda *_: 1 / 0)
+    monkeypatch.setattr("finetune.cores.CpuSession.run_each", lambda *_: 1 / 0)
     service = assembled(tiny_models)
     with pytest.raises(ZeroDivisionError):
         await service.repository.start()

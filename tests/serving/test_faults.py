@@ -619,3 +619,31 @@ async def test_the_memory_of_all_bodies_is_bounded_and_given_back(tiny_models: P
     going_on.set()
     await first[1]
     assert bodies.held == 0
+
+
+def test_a_thread_that_cannot_be_stopped_does_not_keep_the_process() -> None:
+    script = (
+        "import threading, time\n"
+        "from finetune.serving.serve import leave_threads_behind\n"
+        "threading.Thread(target=time.sleep, args=[60]).start()\n"
+        "leave_threads_behind()\n"
+        "print('stopped')\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "stopped\n", "")
+
+
+@pytest.mark.anyio
+async def test_photos_that_are_none_do_not_have_others_refused(tiny_models: Path, red_photo: bytes) -> None:
+    """However many of them come, each was looked at in its time."""
+    service = assembled(tiny_models, limits={"wait_s": 0.5})
+    await service.repository.start()
+    model = service.repository.choose("tiny")
+    began = time.monotonic()
+    while time.monotonic() - began < 1.5:
+        await asyncio.gather(*(model.classify([b"no photo"]) for _ in range(20)))
+    bad = [asyncio.ensure_future(model.classify([b"no photo"])) for _ in range(20)]
+    await asyncio.sleep(0)
+    assert model.admission.expected_wait_s < 0.5
+    await model.classify([red_photo])
+    await asyncio.gather(*bad)

@@ -123,3 +123,27 @@ def test_what_is_cancelled_before_its_turn_is_not_begun(predictor: Predictor, re
 
     asyncio.run(test())
     assert len(begun) == 1
+
+
+def test_a_photo_that_nobody_waits_for_any_more_is_not_run(
+    predictor: Predictor, red_photo: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entered, go_on = threading.Event(), threading.Event()
+    cores = Turns(1)
+
+    def decode(raw: bytes) -> np.ndarray:
+        entered.set()
+        assert go_on.wait(10)
+        return predictor.load(raw)
+
+    async def test() -> None:
+        asked = asyncio.ensure_future(Apart("tiny", predictor, decode, cores, Told()).classify(red_photo))
+        await asyncio.to_thread(entered.wait, 10)
+        asked.cancel()
+        await asyncio.gather(asked, return_exceptions=True)
+        monkeypatch.setattr(Predictor, "run", lambda *_: pytest.fail("run"))
+        go_on.set()
+        # after it, on the only thread
+        await cores.run("others", int)
+
+    asyncio.run(test())

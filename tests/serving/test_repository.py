@@ -186,6 +186,7 @@ async def test_numbers_that_are_none_are_no_answer(models: Path, photo: bytes, m
     monkeypatch.setattr(CpuSession, "run", lambda *_: [nothing])
     with pytest.raises(ArithmeticError, match="tiny version 1 answers with numbers that are none"):
         await repository.choose("tiny").classify([photo])
+    monkeypatch.setattr(CpuSession, "run_each", lambda *_: [[nothing[:0]], [nothing]])
     with pytest.raises(FinetuneError, match="answers blank photos with numbers that are none"):
         await opened(models)
 

@@ -5,6 +5,8 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
 from finetune.serving.turns import Turns
 
 
@@ -84,3 +86,46 @@ def test_a_failing_function_gives_its_turn_on() -> None:
         assert fine == 1
 
     run(test)
+
+
+def test_those_who_leave_take_no_turns_from_their_model() -> None:
+    async def test(turns: Turns) -> None:
+        order: list[str] = []
+        gate = threading.Event()
+        first = [asyncio.ensure_future(turns.run("first", gate.wait, 10)) for _ in range(2)]
+        await asyncio.sleep(0)
+        a, b = (
+            [asyncio.ensure_future(turns.run(who, order.append, f"{who}{n}")) for n in range(count)]
+            for who, count in (("a", 8), ("b", 3))
+        )
+        await asyncio.sleep(0)
+        for each in a[:6]:
+            each.cancel()
+        await asyncio.sleep(0)
+        gate.set()
+        await asyncio.gather(*first, *a, *b, return_exceptions=True)
+        assert order == ["a6", "b0", "a7", "b1", "b2"]
+
+    run(test)
+
+
+def test_work_that_outlives_the_loop_ends_in_silence(capfd: pytest.CaptureFixture[str]) -> None:
+    gate = threading.Event()
+    through = threading.Event()
+
+    def work() -> None:
+        gate.wait(10)
+        through.set()
+
+    async def test(turns: Turns) -> None:
+        left = asyncio.ensure_future(turns.run("a", work))
+        await asyncio.sleep(0.01)
+        left.cancel()
+
+    run(test)
+    gate.set()
+    assert through.wait(10)
+    for thread in threading.enumerate():
+        if thread.name.startswith("work"):
+            thread.join(0.1)
+    assert capfd.readouterr().err == ""
