@@ -37,7 +37,7 @@ from finetune.serving.predictor import Predictor, open_predictor
 
 HERE = Path(__file__).parent
 CLIENTS = (1, 16, 64)
-# Of the queue under overload: what a service that promises a tenth of a second would set, as the rest is spent on refusing.
+# Of the queue under overload: for a promise of a tenth of a second, as refusing takes time too.
 OVERLOAD_WAIT_S = 0.05
 FORM = "multipart/form-data; boundary=edge; field="
 
