@@ -144,9 +144,12 @@ def show(done: dict[tuple[str, int, int], dict[str, Any]]) -> None:
     print(f"{'photos':>6}  {'':<22}{'accuracy':>9}{'lowest':>8}{'highest':>9}{'seconds':>9}{'MB':>7}{'seeds':>7}")
     for (count, way), rows in sorted(together.items(), key=lambda item: item[0][0]):
         accuracies = [100 * row["test_accuracy"] for row in rows]
-        seconds, memory = (statistics.median(row[name] for row in rows) for name in ("seconds", "megabytes"))
+        # a row of a machine whose times are not to be compared has none
+        seconds = [row["seconds"] for row in rows if "seconds" in row]
+        took = f"{statistics.median(seconds):.0f}" if seconds else "-"
+        memory = statistics.median(row["megabytes"] for row in rows)
         figures = f"{statistics.median(accuracies):>8.1f}%{min(accuracies):>7.1f}%{max(accuracies):>8.1f}%"
-        print(f"{count:>6}  {way:<22}{figures}{seconds:>9.0f}{memory:>7.0f}{len(rows):>7}")
+        print(f"{count:>6}  {way:<22}{figures}{took:>9}{memory:>7.0f}{len(rows):>7}")
 
 
 def _numbers(place: int, otherwise: str) -> list[int]:
