@@ -44,6 +44,8 @@ def test_what_is_cancelled_is_never_begun_and_holds_up_nobody() -> None:
         await asyncio.sleep(0.01)
         others[0].cancel()
         others[2].cancel()
+        # the first stands at the thread and has to hear of it before it begins
+        await asyncio.sleep(0.01)
         gate.set()
         await asyncio.gather(blocking, *others, return_exceptions=True)
         assert begun == [1, 3]
