@@ -117,9 +117,11 @@ def test_what_is_cancelled_before_its_turn_is_not_begun(predictor: Predictor, re
             await asyncio.sleep(0.01)
         for each in others:
             each.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+        # what stands at the thread hears of it a turn of the loop later
+        await asyncio.sleep(0.01)
         go_on.set()
         await first
-        await asyncio.gather(*others, return_exceptions=True)
 
     asyncio.run(test())
     assert len(begun) == 1
