@@ -37,8 +37,8 @@ from finetune.serving.predictor import Predictor, open_predictor
 
 HERE = Path(__file__).parent
 CLIENTS = (1, 16, 64)
-# Of the queue under overload: for a promise of a tenth of a second, as refusing takes time too.
-OVERLOAD_WAIT_S = 0.05
+# Of the queue under overload: what a service with a promise of a tenth of a second would set.
+OVERLOAD_WAIT_S = 0.1
 FORM = "multipart/form-data; boundary=edge; field="
 
 

@@ -67,7 +67,7 @@ class GrpcServer:
             self._grpc = importlib.import_module("grpc")
             self._messages = self._grpc.protos(PROTOCOL)
             self._unreadable = importlib.import_module("google.protobuf.message").DecodeError
-        except (ImportError, NotImplementedError):
+        except (ImportError, NotImplementedError):  # grpc raises the second where grpcio-tools is missing
             raise FinetuneError(
                 f"grpc_port={config.grpc_port} takes two more packages: pip install 'finetune-service[grpc]'"
             ) from None
