@@ -226,8 +226,21 @@ class Page:
         self.do("Promise.all(document.getAnimations().map(({ finished }) => finished)).then(() => 0)")
         return base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"])
 
-    def accessible(self) -> list[Json]:
-        """Return what assistive technology is told: a role, a name and the properties of each thing."""
+    def accessible(self, *awaited: tuple[str, str]) -> list[Json]:
+        """Return what assistive technology is told: a role, a name and the properties of each thing.
+
+        awaited: roles and names that are there before it returns, since Chromium tells what changed some time later.
+        """
+        deadline = time.monotonic() + WITHIN_S
+        while True:
+            told = self._tree()
+            missing = set(awaited) - {(node["role"], node["name"]) for node in told}
+            if not missing:
+                return told
+            if time.monotonic() > deadline:
+                raise AssertionError(f"never told: {missing}\n{told}")
+
+    def _tree(self) -> list[Json]:
         nodes = self.call("Accessibility.getFullAXTree")["nodes"]
         return [
             {
