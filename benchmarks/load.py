@@ -16,10 +16,48 @@ import random
 import sys
 import time
 from pathlib import Path
+from typing import cast
+
+import uvloop
 
 HEAD = "POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: {kind}\r\nContent-Length: {size}\r\n\r\n"
 # Of each measurement, before it counts.
 WARM_UP_S = 1.0
+
+
+class Connection(asyncio.Protocol):
+    """One kept connection; its answers are read where they arrive, as each task more would cost the server's cores."""
+
+    def __init__(self) -> None:
+        self._received = b""
+        self._answer: asyncio.Future[bytes] | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        # uvloop's are none by inheritance
+        self._transport = cast("asyncio.Transport", transport)
+
+    def data_received(self, data: bytes) -> None:
+        self._received += data
+        head, ended, body = self._received.partition(b"\r\n\r\n")
+        if not ended or self._answer is None:
+            return
+        size = int(head.lower().partition(b"content-length:")[2].partition(b"\r\n")[0])
+        if len(body) == size:
+            self._received, answer, self._answer = b"", self._answer, None
+            answer.set_result(head)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        if self._answer is not None:
+            self._answer.set_exception(error or ConnectionResetError("the server closed the connection"))
+
+    async def ask(self, request: bytes) -> bytes:
+        """Return the head of the answer."""
+        self._answer = asyncio.get_running_loop().create_future()
+        self._transport.write(request)
+        return await self._answer
+
+    def close(self) -> None:
+        self._transport.close()
 
 
 class Load:
@@ -33,7 +71,7 @@ class Load:
         await asyncio.gather(*(self._client(stop) for _ in range(clients)))
 
     async def open(self, rate: float, stop: float) -> None:
-        idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
+        idle: list[Connection] = []
         tasks: set[asyncio.Task[None]] = set()
         due = time.perf_counter()
         while due < stop:
@@ -44,25 +82,24 @@ class Load:
             due += random.expovariate(rate)
         await asyncio.gather(*tasks)
 
-    async def _client(self, stop: float) -> None:
-        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
-        while (began := time.perf_counter()) < stop:
-            await self._ask(reader, writer, began)
-        writer.close()
+    async def _connect(self) -> Connection:
+        return (await asyncio.get_running_loop().create_connection(Connection, "127.0.0.1", self.port))[1]
 
-    async def _one(self, idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]], due: float) -> None:
-        connection = idle.pop() if idle else await asyncio.open_connection("127.0.0.1", self.port)
-        await self._ask(*connection, due)
+    async def _client(self, stop: float) -> None:
+        connection = await self._connect()
+        while (began := time.perf_counter()) < stop:
+            await self._ask(connection, began)
+        connection.close()
+
+    async def _one(self, idle: list[Connection], due: float) -> None:
+        connection = idle.pop() if idle else await self._connect()
+        await self._ask(connection, due)
         idle.append(connection)
 
-    async def _ask(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, began: float) -> None:
-        writer.write(self.request)
-        head = (await reader.readuntil(b"\r\n\r\n")).lower()
-        size = int(head.partition(b"content-length:")[2].partition(b"\r\n")[0])
-        await reader.readexactly(size)
+    async def _ask(self, connection: Connection, began: float) -> None:
+        status = (await connection.ask(self.request))[9:12]
         if not self.counts:
             return
-        status = head[9:12]
         if status == b"200":
             self.latencies.append(time.perf_counter() - began)
         elif status == b"503":
@@ -101,7 +138,8 @@ def main() -> None:
         part = f'--{edge}\r\nContent-Disposition: form-data; name="{name}"; filename="0.jpg"\r\n'
         body = f"{part}Content-Type: image/jpeg\r\n\r\n".encode() + body + f"\r\n--{edge}--\r\n".encode()
     request = HEAD.format(kind=kind, size=len(body)).encode() + body
-    print(json.dumps(asyncio.run(measure(int(port), request, float(seconds), way, float(amount)))))
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        print(json.dumps(runner.run(measure(int(port), request, float(seconds), way, float(amount)))))
 
 
 if __name__ == "__main__":

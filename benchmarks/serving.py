@@ -38,7 +38,7 @@ from finetune.serving.predictor import Predictor, open_predictor
 HERE = Path(__file__).parent
 CLIENTS = (1, 16, 64)
 # Of the queue under overload: what a service with a promise of a tenth of a second would set.
-OVERLOAD_WAIT_S = 0.1
+OVERLOAD_WAIT_S = 0.05
 FORM = "multipart/form-data; boundary=edge; field="
 
 

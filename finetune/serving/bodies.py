@@ -108,21 +108,28 @@ class Patience:
 
     async def wait_for(self, work: Awaitable[Result]) -> Result:
         """Return the result of `work`, which is cancelled at the end; raises ClientLeft, or Refusal 504."""
-        working = asyncio.ensure_future(work)
-        leaving = asyncio.ensure_future(self._leaves())
-        left_s = self._began + self._seconds - asyncio.get_running_loop().time()
+        loop = asyncio.get_running_loop()
+        leaving = loop.create_task(self._leaves())
+        working = True
+
+        def leave(_: object) -> None:
+            if working and not time_left.expired():
+                # its time is up, now
+                time_left.reschedule(loop.time())
+
         try:
-            await asyncio.wait({working, leaving}, timeout=max(0.0, left_s), return_when=asyncio.FIRST_COMPLETED)
-            if working.done():
-                return working.result()
+            async with asyncio.timeout_at(self._began + self._seconds) as time_left:
+                leaving.add_done_callback(leave)
+                return await work
+        except TimeoutError:
+            if not time_left.expired():
+                raise
             if leaving.done():
-                raise ClientLeft
-            raise Refusal(504, f"not answered within {self._seconds:g} s", retry_after_s=1)
+                raise ClientLeft from None
+            raise Refusal(504, f"not answered within {self._seconds:g} s", retry_after_s=1) from None
         finally:
-            for task in (working, leaving):
-                task.cancel()
-            # so that a photo has left the queue before anybody is told
-            await asyncio.gather(working, leaving, return_exceptions=True)
+            working = False
+            leaving.cancel()
 
     async def _leaves(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":

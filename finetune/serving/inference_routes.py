@@ -18,6 +18,7 @@ from finetune.bundle import INPUT, OUTPUT
 from finetune.config import LimitsConfig
 from finetune.serving.bodies import Patience
 from finetune.serving.compression import compress
+from finetune.serving.direct import DirectRoute
 from finetune.serving.inference import ENCODED, configuration, describe_model, describe_server, infer
 from finetune.serving.protocol import HEADER_LENGTH, parse_parameters, parse_request, render_response
 from finetune.serving.refusal import Refusal
@@ -77,8 +78,10 @@ def inference_router(repository: Repository, limits: LimitsConfig, parsing: Exec
         repository.require(name, version)
         return Response()
 
-    @router.post("/models/{name}/infer", openapi_extra=BODY, response_class=Response)
-    @router.post("/models/{name}/versions/{version}/infer", openapi_extra=BODY, response_class=Response)
+    direct = APIRouter(route_class=DirectRoute)
+
+    @direct.post("/models/{name}/infer", openapi_extra=BODY, response_class=Response)
+    @direct.post("/models/{name}/versions/{version}/infer", openapi_extra=BODY, response_class=Response)
     async def answer(request: Request, name: str, version: str | None = None) -> Response:
         """Classify photos."""
         held = repository.hold(name, version)
@@ -124,4 +127,5 @@ def inference_router(repository: Repository, limits: LimitsConfig, parsing: Exec
         await repository.unload(name)
         return Response()
 
+    router.include_router(direct)
     return router

@@ -37,7 +37,11 @@ class JsonFormatter(logging.Formatter):
         if trace := _trace(self, record):
             entry["exception"] = trace
         # json.dumps escapes all but ASCII, and so every kind of line end
-        return "{" + ", ".join(f"{json.dumps(key)}: {_json(value)}" for key, value in entry.items()) + "}"
+        try:
+            return json.dumps(entry, default=_shown, allow_nan=False)
+        except Exception:
+            # one field that cannot be written does not take the others along
+            return "{" + ", ".join(f"{json.dumps(key)}: {_json(value)}" for key, value in entry.items()) + "}"
 
 
 class TextFormatter(logging.Formatter):

@@ -11,7 +11,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from pydantic_core import from_json, to_json
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
@@ -20,6 +20,7 @@ from finetune.config import LimitsConfig
 from finetune.errors import ImageError
 from finetune.serving.asking import ask
 from finetune.serving.bodies import Patience
+from finetune.serving.direct import DirectRoute
 from finetune.serving.predictor import Prediction
 from finetune.serving.refusal import Refusal
 from finetune.serving.repository import Repository
@@ -52,6 +53,14 @@ BODY = {
 }
 
 
+class Asked(BaseModel):
+    """What a client may choose; each word is documented at /docs."""
+
+    model: str | None = Field(None, description="which model; needed only where there are several")
+    version: str | None = Field(None, description="which of its versions; the latest by default")
+    top: int = Field(5, ge=1, le=1000, description="how many classes to list for each photo")
+
+
 class Unreadable(BaseModel):
     """What stands in place of a prediction where one photo of several cannot be read."""
 
@@ -68,20 +77,15 @@ class Answer(BaseModel):
 
 def predict_router(repository: Repository, limits: LimitsConfig, parsing: Executor) -> APIRouter:
     """parsing: threads for what takes long to parse."""
-    router = APIRouter(tags=["predict"])
+    router = APIRouter(tags=["predict"], route_class=DirectRoute)
 
     @router.post("/predict", openapi_extra=BODY, response_model=Answer)
-    async def predict(
-        request: Request,
-        model: Annotated[str | None, Query(description="which model; needed only where there are several")] = None,
-        version: Annotated[str | None, Query(description="which of its versions; the latest by default")] = None,
-        top: Annotated[int, Query(ge=1, le=1000, description="how many classes to list for each photo")] = 5,
-    ) -> Response:
+    async def predict(request: Request, query: Annotated[Asked, Query()]) -> Response:
         """Classify one photo or several. A photo that cannot be read has an error of its own; 422 where none can."""
         # an unknown name is refused before the photos are uploaded
-        held = repository.hold(model, version)
+        held = repository.hold(query.model, query.version)
         photos = await _read_photos(request, limits.photos, parsing)
-        chosen = held or repository.choose(model, version)
+        chosen = held or repository.choose(query.model, query.version)
         answering = chosen.classify([raw for _, raw in photos])
         patience = Patience(request.receive, limits.deadline_s)
         rows = await ask(chosen, len(photos), answering, patience, request.state.facts)
@@ -91,7 +95,7 @@ def predict_router(repository: Repository, limits: LimitsConfig, parsing: Execut
             if isinstance(row, ImageError):
                 predictions.append(Unreadable(error=f"{name}: {row}" if name else str(row)))
             else:
-                predictions.append(chosen.predictor.explain(row, top))
+                predictions.append(chosen.predictor.explain(row, query.top))
         chosen.metrics.formatted(len(photos), time.perf_counter() - began)
         errors = [entry.error for entry in predictions if isinstance(entry, Unreadable)]
         if len(errors) == len(photos):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from typing import TypeVar
 
@@ -28,16 +28,30 @@ class Turns:
         """Return what a function does on a thread; who: whose turn it takes."""
         await self._turn(who)
         loop = asyncio.get_running_loop()
-        work = self._executor.submit(function, *arguments)
+        result: asyncio.Future[Result] = loop.create_future()
 
-        def passed_on(_: object) -> None:
+        def end(work: Future[Result]) -> None:
+            # of the work, not of those who wait for it: they may have left
+            self._pass_on()
+            if result.done():
+                return
+            if error := work.exception():
+                result.set_exception(error)
+            else:
+                result.set_result(work.result())
+
+        def tell(work: Future[Result]) -> None:
             # a loop that has ended has nobody who waits
             with suppress(RuntimeError):
-                loop.call_soon_threadsafe(self._pass_on)
+                loop.call_soon_threadsafe(end, work)
 
-        # of the work, not of those who wait for it: they may have left
-        work.add_done_callback(passed_on)
-        return await asyncio.wrap_future(work)
+        work = self._executor.submit(function, *arguments)
+        work.add_done_callback(tell)
+        try:
+            return await result
+        except asyncio.CancelledError:
+            work.cancel()
+            raise
 
     async def _turn(self, who: object) -> None:
         if self._free:

@@ -1,0 +1,42 @@
+"""Routes that FastAPI describes but does not prepare, which would cost as much as all our own layers together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from fastapi import Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import Response
+from fastapi.routing import APIRoute
+from pydantic import BaseModel, ValidationError
+
+
+class DirectRoute(APIRoute):
+    """Calls its function with the request, the path's parameters and, where it takes `query`, that model of the query.
+
+    The function's signature says it all, as for any route of FastAPI; but parameters of a path are text, and one that
+    is declared otherwise than by a model stays as it is.
+    """
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        function = self.endpoint
+        asked = next((param for param in self.dependant.query_params if param.name == "query"), None)
+        if asked is None:
+
+            async def answer(request: Request) -> Response:
+                response: Response = await function(request, **request.path_params)
+                return response
+
+            return answer
+        model: type[BaseModel] = asked.field_info.annotation  # type: ignore[assignment]
+
+        async def answer_query(request: Request) -> Response:
+            try:
+                query = model.model_validate(dict(request.query_params))
+            except ValidationError as problem:
+                raise RequestValidationError(problem.errors()) from None
+            response: Response = await function(request, query=query, **request.path_params)
+            return response
+
+        return answer_query
