@@ -15,17 +15,26 @@ from typing import TypeVar
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-CGROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+CGROUP = Path("/sys/fs/cgroup")
 
 
 def usable_cores() -> int:
     """Return the cores this process may use: its affinity, and a container's quota where one is set."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    quota_us, period_us = _cgroup_quota()
+    return cores if quota_us <= 0 else max(1, min(cores, math.ceil(quota_us / period_us)))
+
+
+def _cgroup_quota() -> tuple[int, int]:
+    """Return the microseconds of a core that this container gets in each period of so many; 0 or less where any."""
+    second, first = CGROUP / "cpu.max", CGROUP / "cpu"
     try:
-        quota, period = CGROUP_QUOTA.read_text().split()
+        if second.exists():
+            quota, period = second.read_text().split()
+            return (0, 1) if quota == "max" else (int(quota), int(period))
+        return int((first / "cpu.cfs_quota_us").read_text()), int((first / "cpu.cfs_period_us").read_text())
     except (OSError, ValueError):
-        return cores
-    return cores if quota == "max" else max(1, min(cores, math.ceil(int(quota) / int(period))))
+        return 0, 1
 
 
 def ordered_map(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:

@@ -117,10 +117,21 @@ def test_a_container_quota_limits_the_cores(
     quota: str, cores: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "cpu.max").write_text(quota)
-    monkeypatch.setattr(parallel, "CGROUP_QUOTA", tmp_path / "cpu.max")
+    monkeypatch.setattr(parallel, "CGROUP", tmp_path)
+    assert usable_cores() == cores
+
+
+@pytest.mark.parametrize(("quota", "cores"), [("150000\n", min(2, AFFINITY)), ("50000\n", 1), ("-1\n", AFFINITY)])
+def test_a_quota_as_older_systems_write_it(
+    quota: str, cores: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cpu").mkdir()
+    (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text(quota)
+    (tmp_path / "cpu" / "cpu.cfs_period_us").write_text("100000\n")
+    monkeypatch.setattr(parallel, "CGROUP", tmp_path)
     assert usable_cores() == cores
 
 
 def test_without_a_quota_file_the_affinity_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parallel, "CGROUP_QUOTA", tmp_path / "absent")
+    monkeypatch.setattr(parallel, "CGROUP", tmp_path)
     assert usable_cores() == AFFINITY

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -29,6 +30,8 @@ from finetune.serving.turns import Turns
 SERVED_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "PPM")
 
 Photo = TypeVar("Photo")
+
+log = logging.getLogger(__name__)
 
 
 class LiveModel:
@@ -149,7 +152,11 @@ def open_live(folder: Path, target: Target, config: ServeConfig, cores: Turns, m
     bundle = open_bundle(folder)
     threads = None if config.threads == "auto" else config.threads
     predictor = open_predictor(bundle, config.device, threads, config.engine_cache, config.gpu_memory_mb)
-    predictor.warm_up(most_photos(config.batch, predictor))
+    most = most_photos(config.batch, predictor)
+    predictor.require_room(most, "batch.photos")
+    if most == 1 and config.batch.delay_ms:
+        log.warning("batch.delay_ms=%g changes nothing as long as batch.photos=1", config.batch.delay_ms)
+    predictor.warm_up(most)
     answers = read_answers(folder)
     counted = metrics.loaded(
         target.model,

@@ -16,7 +16,6 @@ from finetune.config import PredictConfig
 from finetune.errors import AddressError, FinetuneError, ImageError
 from finetune.files import replacing
 from finetune.progress import track
-from finetune.providers import TENSORRT_BATCH
 from finetune.serving.predictor import Predictor, open_predictor
 from finetune.stores import (
     SAMPLE_TEXTS,
@@ -43,11 +42,7 @@ def main(config: PredictConfig) -> str:
     card = bundle.info.model
     predictor = open_predictor(bundle, config.device, engine_cache=config.engine_cache)
     batch_size = predictor.batch_size if config.batch_size == "auto" else config.batch_size
-    if predictor.session.provider == "tensorrt" and batch_size > TENSORRT_BATCH:
-        raise FinetuneError(
-            f"batch_size={batch_size} is more than the {TENSORRT_BATCH} photos that TensorRT's engines are "
-            f"compiled for; use batch_size={TENSORRT_BATCH} or less"
-        )
+    predictor.require_room(batch_size, "batch_size")
     header = ["path", "label", "probability", "error", *(card.labels if config.probabilities else ())]
     counts: Counter[str] = Counter()
     with replacing(config.output) as beside, _csv(beside) as file:

@@ -23,8 +23,6 @@ from finetune.runtime import Device, open_session
 # more memory than a request of few and lets others run in between.
 CPU_BATCH, GPU_BATCH = 1, TENSORRT_BATCH
 Probabilities = NDArray[np.float32]
-# What a GPU runs: cuDNN looks for its algorithms anew at every number of photos that it has not seen.
-GPU_BATCHES = (1, 2, 4, 8, 16, GPU_BATCH)
 
 
 class Score(BaseModel):
@@ -74,12 +72,19 @@ class Predictor:
         most: photos that `run` will be given at most, `batch_size` by default; a GPU sees every number it will run.
         """
         size, most = self.preprocessing.image_size, most or self.batch_size
-        between = [photos for photos in GPU_BATCHES if 1 < photos < most] if self.on_gpu else []
-        for photos in dict.fromkeys((1, *between, most)):
+        for photos in _up_to(most) if self.on_gpu else dict.fromkeys((1, most)):
             for answers in self._run_each(np.zeros((photos, size, size, 3), dtype=np.uint8)):
                 if not np.isfinite(answers).all():
                     provider = self.session.provider
                     raise FinetuneError(f"on {provider} the model answers blank photos with numbers that are none")
+
+    def require_room(self, photos: int, key: str) -> None:
+        """Raise FinetuneError where the device cannot run so many at once; key: what they were asked for by."""
+        if self.session.provider == "tensorrt" and photos > TENSORRT_BATCH:
+            raise FinetuneError(
+                f"{key}={photos} is more than the {TENSORRT_BATCH} photos that TensorRT's engines are compiled for; "
+                f"use {key}={TENSORRT_BATCH} or less"
+            )
 
     def load(self, file: Readable) -> Pixels:
         """Decode a photo on this machine, in any format that training reads; raises ImageError with the reason."""
@@ -158,9 +163,17 @@ def open_predictor(
 
 
 def _fill_up(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Add blank photos up to the next number that a GPU runs; more than the largest is left as it is."""
-    wanted = next((photos for photos in GPU_BATCHES if photos >= len(images)), len(images))
-    return np.concatenate([images, np.zeros((wanted - len(images), *images.shape[1:]), np.uint8)])
+    """Add blank photos up to the next number that a GPU runs."""
+    missing = _up_to(len(images))[-1] - len(images)
+    return np.concatenate([images, np.zeros((missing, *images.shape[1:]), np.uint8)])
+
+
+def _up_to(photos: int) -> list[int]:
+    """Return the numbers of photos that a GPU runs in place of so many or fewer.
+
+    Powers of two: cuDNN looks for its algorithms anew at every number that it has not seen.
+    """
+    return [1 << power for power in range((photos - 1).bit_length() + 1)]
 
 
 def on_each_provider(bundle: Bundle, device: Device) -> list[Predictor]:

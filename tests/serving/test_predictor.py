@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from finetune.bundle import open_bundle
+from finetune.errors import FinetuneError
+from finetune.serving.predictor import Predictor, open_predictor
+
+
+class Seen:
+    """Stands between a predictor and its session; counts: how many photos ran together each time."""
+
+    def __init__(self, predictor: Predictor) -> None:
+        self._session = predictor.session.ort
+        self.counts: list[int] = []
+
+    def run(self, outputs: list[str], inputs: dict[str, Any]) -> Any:
+        self.counts.append(len(next(iter(inputs.values()))))
+        return self._session.run(outputs, inputs)
+
+
+@pytest.fixture
+def predictor(tiny_models: Path) -> Predictor:
+    return open_predictor(open_bundle(tiny_models / "tiny"), "cpu", 1)
+
+
+def on_gpu(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> Seen:
+    """Let it take its processor for a GPU."""
+    seen = Seen(predictor)
+    monkeypatch.setattr(predictor, "session", replace(predictor.session, ort=seen, provider="cuda"))
+    monkeypatch.setattr(predictor, "on_gpu", True)
+    return seen
+
+
+@pytest.mark.parametrize("most", [1, 2, 7, 32, 48])
+def test_a_gpu_has_seen_every_number_of_photos_before_it_is_ready(
+    most: int, predictor: Predictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = on_gpu(predictor, monkeypatch)
+    predictor.warm_up(most)
+    warm = set(seen.counts)
+    side_px = predictor.preprocessing.image_size
+    images = np.random.default_rng(0).integers(0, 256, (most, side_px, side_px, 3), np.uint8)
+    alone = np.concatenate([predictor.run(image[None]) for image in images])
+    for photos in range(1, most + 1):
+        answers = predictor.run(images[:photos])
+        np.testing.assert_allclose(answers, alone[:photos], atol=1e-5)
+    assert set(seen.counts) == warm
+
+
+def test_a_processor_runs_what_it_is_given(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = Seen(predictor)
+    monkeypatch.setattr(predictor, "session", replace(predictor.session, ort=seen))
+    side_px = predictor.preprocessing.image_size
+    for photos in (1, 3):
+        assert predictor.run(np.zeros((photos, side_px, side_px, 3), np.uint8)).shape == (photos, 3)
+    assert seen.counts == [1, 3]
+
+
+def test_more_than_an_engine_was_compiled_for_is_refused(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
+    predictor.require_room(64, "batch.photos")
+    monkeypatch.setattr(predictor, "session", replace(predictor.session, provider="tensorrt"))
+    predictor.require_room(32, "batch.photos")
+    with pytest.raises(FinetuneError, match=r"batch.photos=33 is more than the 32 photos .* use batch.photos=32"):
+        predictor.require_room(33, "batch.photos")
