@@ -27,7 +27,7 @@ from finetune.serving.envelope import Envelope
 from finetune.serving.grpc_server import GrpcServer
 from finetune.serving.guard import Guard
 from finetune.serving.inference_routes import inference_router
-from finetune.serving.interface import declare_keys, description
+from finetune.serving.interface import declare_headers, declare_keys, description
 from finetune.serving.keys import Keys
 from finetune.serving.metrics import Metrics
 from finetune.serving.predict_route import predict_router
@@ -130,6 +130,7 @@ def create_app(
     app.include_router(inference_router(repository, limits, parsing))
     # what FastAPI makes of the routes is kept by it, and so is what is added
     declare_keys(app.openapi(), needed=bool(keys.known))
+    declare_headers(app.openapi())
     return app
 
 

@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Iterable
 from concurrent.futures import Executor
 from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from finetune.bundle import INPUT, OUTPUT
+from finetune.bundle import OUTPUT
 from finetune.config import LimitsConfig
 from finetune.serving.bodies import Patience
 from finetune.serving.compression import compress
 from finetune.serving.direct import DirectRoute
 from finetune.serving.inference import ENCODED, configuration, describe_model, describe_server, infer
+from finetune.serving.inference_schema import ANSWERED, ASKED, LOAD
+from finetune.serving.live import LiveModel
 from finetune.serving.protocol import HEADER_LENGTH, parse_parameters, parse_request, render_response
 from finetune.serving.refusal import Refusal
 from finetune.serving.repository import Repository
@@ -28,16 +31,6 @@ from finetune.serving.repository import Repository
 PARSED_HERE_BYTES = 50_000
 # Smaller answers would grow, or gain nothing.
 COMPRESSED_BYTES = 1_000
-BODY = {
-    "requestBody": {
-        "required": True,
-        "description": f"`{INPUT}` UINT8 [N, H, W, 3], decoded, or `{ENCODED}` BYTES [N], files as they are",
-        "content": {
-            "application/json": {"schema": {"type": "object", "required": ["inputs"]}},
-            "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
-        },
-    }
-}
 
 
 def inference_router(repository: Repository, limits: LimitsConfig, parsing: Executor) -> APIRouter:
@@ -52,38 +45,68 @@ def inference_router(repository: Repository, limits: LimitsConfig, parsing: Exec
 
     # before the routes of a name, as stats would be one
     @router.get("/models/stats")
+    async def all_statistics() -> dict[str, Any]:
+        """Count what all models did since they were loaded."""
+        return _statistics(repository.everything)
+
+    # a function for each path, as a `version` that may be missing would become a parameter of the query
     @router.get("/models/{name}/stats")
+    async def statistics(name: str) -> dict[str, Any]:
+        """Count what a model did since it was loaded."""
+        return _statistics([repository.find(name)])
+
     @router.get("/models/{name}/versions/{version}/stats")
-    async def statistics(name: str | None = None, version: str | None = None) -> dict[str, Any]:
-        """Count what models did since they were loaded."""
-        models = repository.everything if name is None else [repository.find(name, version)]
-        return {"model_stats": [model.metrics.statistics() for model in models]}
+    async def statistics_of_version(name: str, version: str) -> dict[str, Any]:
+        """Count what a version of a model did since it was loaded."""
+        return _statistics([repository.find(name, version)])
 
     @router.get("/models/{name}")
-    @router.get("/models/{name}/versions/{version}")
-    async def metadata(name: str, version: str | None = None) -> dict[str, Any]:
+    async def metadata(name: str) -> dict[str, Any]:
         """Describe a model's inputs and outputs."""
+        return describe_model(repository.find(name), repository.models.get(name, {}))
+
+    @router.get("/models/{name}/versions/{version}")
+    async def metadata_of_version(name: str, version: str) -> dict[str, Any]:
+        """Describe the inputs and outputs of a version of a model."""
         return describe_model(repository.find(name, version), repository.models.get(name, {}))
 
     @router.get("/models/{name}/config")
-    @router.get("/models/{name}/versions/{version}/config")
-    async def config(name: str, version: str | None = None) -> dict[str, Any]:
+    async def config(name: str) -> dict[str, Any]:
         """Describe a model as Triton's configuration does."""
+        return configuration(repository.find(name))
+
+    @router.get("/models/{name}/versions/{version}/config")
+    async def config_of_version(name: str, version: str) -> dict[str, Any]:
+        """Describe a version of a model as Triton's configuration does."""
         return configuration(repository.find(name, version))
 
     @router.get("/models/{name}/ready", response_class=Response)
-    @router.get("/models/{name}/versions/{version}/ready", response_class=Response)
-    async def ready(name: str, version: str | None = None) -> Response:
+    async def ready(name: str) -> Response:
         """Answer 200 while a model answers."""
+        repository.require(name)
+        return Response()
+
+    @router.get("/models/{name}/versions/{version}/ready", response_class=Response)
+    async def ready_of_version(name: str, version: str) -> Response:
+        """Answer 200 while a version of a model answers."""
         repository.require(name, version)
         return Response()
 
     direct = APIRouter(route_class=DirectRoute)
 
-    @direct.post("/models/{name}/infer", openapi_extra=BODY, response_class=Response)
-    @direct.post("/models/{name}/versions/{version}/infer", openapi_extra=BODY, response_class=Response)
-    async def answer(request: Request, name: str, version: str | None = None) -> Response:
+    @direct.post("/models/{name}/infer", openapi_extra=ASKED, responses=ANSWERED, response_class=Response)
+    async def newest(request: Request, name: str) -> Response:
         """Classify photos."""
+        return await answer(request, name, None)
+
+    @direct.post(
+        "/models/{name}/versions/{version}/infer", openapi_extra=ASKED, responses=ANSWERED, response_class=Response
+    )
+    async def of_version(request: Request, name: str, version: str) -> Response:
+        """Classify photos with a version of a model."""
+        return await answer(request, name, version)
+
+    async def answer(request: Request, name: str, version: str | None) -> Response:
         held = repository.hold(name, version)
         body = await request.body()
         patience = Patience(request.receive, limits.deadline_s)
@@ -113,7 +136,7 @@ def inference_router(repository: Repository, limits: LimitsConfig, parsing: Exec
         """List every version that is served, and what could not be."""
         return repository.index()
 
-    @router.post("/repository/models/{name}/load", response_class=Response)
+    @router.post("/repository/models/{name}/load", openapi_extra=LOAD, response_class=Response)
     async def load(request: Request, name: str) -> Response:
         """Open what is new of a model on disk, at once; takes the key of an admin."""
         if any(key == "config" or key.startswith("file:") for key in parse_parameters(await request.body())):
@@ -129,3 +152,7 @@ def inference_router(repository: Repository, limits: LimitsConfig, parsing: Exec
 
     router.include_router(direct)
     return router
+
+
+def _statistics(models: Iterable[LiveModel]) -> dict[str, Any]:
+    return {"model_stats": [model.metrics.statistics() for model in models]}

@@ -7,7 +7,7 @@ import base64
 import binascii
 import time
 from concurrent.futures import Executor
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
@@ -27,30 +27,6 @@ from finetune.serving.repository import Repository
 
 # Of brackets in a body, of which each would become an object of many times its size; base64 has none.
 MAX_NESTS = 100
-BINARY = {"schema": {"type": "string", "format": "binary"}}
-BODY = {
-    "requestBody": {
-        "required": True,
-        "description": "one image as it is, a form with one part a photo, under any name, or JSON with base64",
-        "content": {
-            "image/*": BINARY,
-            "application/octet-stream": BINARY,
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "properties": {"photos": {"type": "array", "items": {"type": "string", "format": "binary"}}},
-                }
-            },
-            "application/json": {
-                "schema": {
-                    "type": "object",
-                    "required": ["photos"],
-                    "properties": {"photos": {"type": "array", "items": {"type": "string", "format": "byte"}}},
-                }
-            },
-        },
-    }
-}
 
 
 class Asked(BaseModel):
@@ -79,7 +55,7 @@ def predict_router(repository: Repository, limits: LimitsConfig, parsing: Execut
     """parsing: threads for what takes long to parse."""
     router = APIRouter(tags=["predict"], route_class=DirectRoute)
 
-    @router.post("/predict", openapi_extra=BODY, response_model=Answer)
+    @router.post("/predict", openapi_extra=_body(limits.photos), response_model=Answer)
     async def predict(request: Request, query: Annotated[Asked, Query()]) -> Response:
         """Classify one photo or several. A photo that cannot be read has an error of its own; 422 where none can."""
         # an unknown name is refused before the photos are uploaded
@@ -104,6 +80,35 @@ def predict_router(repository: Repository, limits: LimitsConfig, parsing: Execut
         return Response(to_json(answer), media_type="application/json")
 
     return router
+
+
+def _body(most: int) -> dict[str, Any]:
+    """Return what /docs says of the body; most: photos in one request."""
+    binary = {"type": "string", "format": "binary"}
+    photos = {"type": "array", "minItems": 1, "maxItems": most}
+    form = {
+        "type": "object",
+        "minProperties": 1,
+        "properties": {"photos": {**photos, "items": binary}},
+        "additionalProperties": binary,
+    }
+    document = {
+        "type": "object",
+        "required": ["photos"],
+        "properties": {"photos": {**photos, "items": {"type": "string", "format": "byte"}}},
+    }
+    return {
+        "requestBody": {
+            "required": True,
+            "description": "one image as it is, a form with one part a photo, under any name, or JSON with base64",
+            "content": {
+                "image/*": {"schema": binary},
+                "application/octet-stream": {"schema": binary},
+                "multipart/form-data": {"schema": form},
+                "application/json": {"schema": document},
+            },
+        }
+    }
 
 
 async def _read_photos(request: Request, most: int, parsing: Executor) -> list[tuple[str, bytes]]:

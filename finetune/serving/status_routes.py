@@ -61,7 +61,11 @@ def status_router(repository: Repository, metrics: Metrics) -> APIRouter:
         """List the served models: their versions, labels, input size, and where they run."""
         return {"models": [model.describe() for model in repository.everything], "names": repository.names}
 
-    @router.get("/metrics", response_class=Response)
+    @router.get(
+        "/metrics",
+        responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+        response_class=Response,
+    )
     async def prometheus() -> Response:
         """Count everything, for Prometheus."""
         body, kind = metrics.text()
