@@ -95,14 +95,14 @@ def inference_router(repository: Repository, limits: LimitsConfig, parsing: Exec
     direct = APIRouter(route_class=DirectRoute)
 
     @direct.post("/models/{name}/infer", openapi_extra=ASKED, responses=ANSWERED, response_class=Response)
-    async def newest(request: Request, name: str) -> Response:
+    async def classify(request: Request, name: str) -> Response:
         """Classify photos."""
         return await answer(request, name, None)
 
     @direct.post(
         "/models/{name}/versions/{version}/infer", openapi_extra=ASKED, responses=ANSWERED, response_class=Response
     )
-    async def of_version(request: Request, name: str, version: str) -> Response:
+    async def classify_with_version(request: Request, name: str, version: str) -> Response:
         """Classify photos with a version of a model."""
         return await answer(request, name, version)
 

@@ -104,7 +104,7 @@ def _body(most: int) -> dict[str, Any]:
             "content": {
                 "image/*": {"schema": binary},
                 "application/octet-stream": {"schema": binary},
-                "multipart/form-data": {"schema": form},
+                "multipart/form-data": {"schema": form, "encoding": {"photos": {"contentType": "image/*"}}},
                 "application/json": {"schema": document},
             },
         }

@@ -105,7 +105,7 @@ class Repository:
         if failures:
             raise Refusal(400, f"{name} cannot be loaded: {'; '.join(failures)}")
         if name not in self.models:
-            raise Refusal(404, f"no model '{name}' in the repository")
+            raise Refusal(404, f"no model '{name[:100]}' in the repository")
 
     async def unload(self, name: str) -> None:
         """Let a model go until it is loaded by request; raises Refusal where there is none, or a route needs it."""
