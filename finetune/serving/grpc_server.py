@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib
 import logging
 import math
@@ -56,6 +57,13 @@ FEWEST_CALLS = 8
 QUICK_BYTES = 50_000
 # Of numbers that come one by one, made into bytes before others get their turn.
 CHUNK = 50_000
+# Of a refusal's words, which come behind an answer, of which gRPC's clients take 8 KB.
+MOST_SAID = 4000
+# What gRPC writes with a traceback and a client can cause at will: metadata that are no UTF-8, and so no known key;
+# leaving while the answer is on its way.
+NOT_LOGGED = ("Invalid encoding on", "ExecuteBatchError raised in core")
+# Between two looks whether gRPC's own server still runs.
+LOOK_S = 0.5
 
 
 class GrpcServer:
@@ -73,32 +81,67 @@ class GrpcServer:
             ) from None
         self._config, self._repository, self._metrics, self._keys = config, repository, metrics, keys
         self._server: Any = None
+        self._watching: asyncio.Task[None] | None = None
+        # servers that have failed, while the last of their calls run
+        self._ending: set[asyncio.Task[None]] = set()
+        logging.getLogger("grpc._cython.cygrpc").addFilter(_is_worth_a_line)
 
     async def start(self) -> None:
         """Listen; raises FinetuneError where the port is taken."""
+        self._server = await self._listen()
+        self._watching = asyncio.create_task(self._watch())
+        logging.getLogger(__name__).info("serving gRPC at %s", self._address)
+
+    async def stop(self) -> None:
+        """Take no more calls, and give those that run their time of grace; may be asked for more than once."""
+        if self._watching is not None:
+            self._watching.cancel()
+        if self._server is not None:
+            await asyncio.gather(self._server.stop(self._config.grace_s), *self._ending)
+
+    @property
+    def _address(self) -> str:
+        host = f"[{self._config.host}]" if ":" in self._config.host else self._config.host
+        return f"{host}:{self._config.grpc_port}"
+
+    async def _listen(self) -> Any:
+        """Return gRPC's own server, at work; raises FinetuneError where the port is taken."""
         limits = self._config.limits
         options = [("grpc.max_receive_message_length", int(limits.body_mb * 1e6)), ("grpc.so_reuseport", 0)]
         # messages are read whole, so that each call may hold one of the largest
         most = max(FEWEST_CALLS, int(limits.held_mb // limits.body_mb))
-        self._server = self._grpc.aio.server(options=options, maximum_concurrent_rpcs=most)
-        self._server.add_generic_rpc_handlers([self._handlers()])
-        host = f"[{self._config.host}]" if ":" in self._config.host else self._config.host
-        address = f"{host}:{self._config.grpc_port}"
+        server = self._grpc.aio.server(options=options, maximum_concurrent_rpcs=most)
+        server.add_generic_rpc_handlers([self._handlers()])
         try:
             if self._config.tls_cert is None or self._config.tls_key is None:
-                port = self._server.add_insecure_port(address)
+                server.add_insecure_port(self._address)
             else:
                 pair = (self._config.tls_key.read_bytes(), self._config.tls_cert.read_bytes())
-                port = self._server.add_secure_port(address, self._grpc.ssl_server_credentials([pair]))
+                server.add_secure_port(self._address, self._grpc.ssl_server_credentials([pair]))
         except RuntimeError:
-            raise FinetuneError(f"cannot listen on {address}; choose another grpc_port=") from None
-        await self._server.start()
-        logging.getLogger(__name__).info("serving gRPC at %s:%d", host, port)
+            raise FinetuneError(f"cannot listen on {self._address}; choose another grpc_port=") from None
+        await server.start()
+        return server
 
-    async def stop(self) -> None:
-        """Take no more calls, and give those that run their time of grace; may be asked for more than once."""
-        if self._server is not None:
-            await self._server.stop(self._config.grace_s)
+    async def _watch(self) -> None:
+        """Listen again where gRPC's own server has failed, as it does of one call whose method is no UTF-8."""
+        while True:
+            try:
+                while await self._server.wait_for_termination(LOOK_S):
+                    pass
+                return
+            except Exception as error:
+                kind = type(error).__name__
+                logging.getLogger(__name__).error("gRPC's own server has failed (%s); another takes its place", kind)
+            ending = asyncio.create_task(self._server.stop(self._config.grace_s))
+            self._ending.add(ending)
+            ending.add_done_callback(self._ending.discard)
+            while True:
+                # the port is not free at once, and a certificate may just be exchanged
+                with contextlib.suppress(FinetuneError, OSError):
+                    self._server = await self._listen()
+                    break
+                await asyncio.sleep(LOOK_S / 10)
 
     def _handlers(self) -> object:
         """Return every call's handler, each of a stream: of those gRPC reads a message only when it is asked for."""
@@ -286,6 +329,10 @@ def _serialized(message: Any) -> bytes:
 
 def _raw(metadata: Any) -> list[tuple[bytes, bytes]]:
     return [(key.encode(), value if isinstance(value, bytes) else value.encode()) for key, value in metadata or ()]
+
+
+def _is_worth_a_line(record: logging.LogRecord) -> bool:
+    return not str(record.msg).startswith(NOT_LOGGED)
 
 
 def _address(peer: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import http.client
 import io
 import json
 import os
@@ -408,7 +409,41 @@ def test_tls(tiny_models: Path, start_server: Start, tmp_path: Path, red_photo: 
     assert server.process.wait(timeout=20) == 0
 
 
-# overload, keys and headers, without a process
+# overload
+
+
+def test_of_a_flood_each_photo_is_answered_or_refused(tiny_models: Path, start_server: Start, red_photo: bytes) -> None:
+    server = start_server(tiny_models, "limits.queue_photos=3", "limits.photos=3", "limits.deadline_s=60")
+    buffer = io.BytesIO()
+    # quick to send, slow to decode
+    Image.new("RGB", (2000, 2000), "red").save(buffer, "PNG")
+    clients = [http.client.HTTPConnection(*server.place, timeout=60) for _ in range(40)]
+    for _ in range(3):
+        # asleep, so that it finds all of them at once, however slowly they were sent
+        server.process.send_signal(signal.SIGSTOP)
+        for client in clients:
+            client.request("POST", "/predict", buffer.getvalue())
+        server.process.send_signal(signal.SIGCONT)
+        seen: Counter[int] = Counter()
+        for client in clients:
+            answer = client.getresponse()
+            said = json.loads(answer.read())
+            seen[answer.status] += 1
+            if answer.status == 503:
+                assert int(answer.headers["Retry-After"]) >= 1
+                assert list(said) == ["error"]
+            else:
+                assert said["predictions"][0]["label"] == "red"
+        assert set(seen) == {200, 503}
+        metrics = httpx.get(f"{server.address}/metrics").text
+        assert 'finetune_pending_photos{model="tiny",version="1"} 0.0' in metrics
+        assert 'nv_inference_pending_request_count{model="tiny",version="1"} 0.0' in metrics
+        server.require_well(red_photo)
+    for client in clients:
+        client.close()
+
+
+# queues, keys and headers, without a process
 
 
 @contextlib.asynccontextmanager

@@ -73,18 +73,16 @@ class Fuzzed:
         assert "Warning" not in log
 
 
+def start_fuzzed(models: Path, folder: Path, *words: str) -> Server:
+    """Start a server that has one key, and small limits."""
+    (folder / "keys").write_text(f"root admin {hashlib.sha256(b'root').hexdigest()}")
+    common = (f"keys={folder / 'keys'}", "limits.body_mb=1", "limits.body_s=2", "reload_s=0.2")
+    return start(models, folder / "log", *common, *words)
+
+
 @pytest.fixture(scope="module")
 def fuzzed(tiny_models: Path, red_photo: bytes, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fuzzed]:
-    folder = tmp_path_factory.mktemp("fuzz")
-    (folder / "keys").write_text(f"root admin {hashlib.sha256(b'root').hexdigest()}")
-    words = (
-        f"keys={folder / 'keys'}",
-        "limits.body_mb=1",
-        "limits.body_s=2",
-        "reload_s=0.2",
-        "cors=[https://a.example]",
-    )
-    server = start(tiny_models, folder / "log", *words)
+    server = start_fuzzed(tiny_models, tmp_path_factory.mktemp("fuzz"), "cors=[https://a.example]")
     asked = Fuzzed(server, red_photo)
     yield asked
     asked.look_after()

@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import re
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -266,6 +267,63 @@ def test_every_answer_carries_the_id_of_its_line_in_the_log(server: Server, addr
     (line,) = [line for line in server.log.read_text().splitlines() if made in line]
     assert "client=127.0.0.1" in line
     assert "key=clerk" in line
+
+
+def call_by_hand(address: str, path: bytes, *metadata: tuple[bytes, bytes]) -> bytes:
+    """Call without a message, in HTTP/2 of our own; gRPC's clients send no path and no metadata that are no text."""
+
+    def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
+        return struct.pack(">I", len(payload))[1:] + struct.pack(">BBI", kind, flags, stream) + payload
+
+    pairs = [(b":method", b"POST"), (b":scheme", b"http"), (b":path", path), (b":authority", address.encode())]
+    pairs += [(b"content-type", b"application/grpc"), (b"te", b"trailers"), *metadata]
+    headers = b"".join(b"\0%c%b%c%b" % (len(name), name, len(value), value) for name, value in pairs)
+    host, _, port = address.partition(":")
+    received = b""
+    with socket.create_connection((host, int(port)), timeout=10) as client:
+        client.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(4, 0, 0) + frame(1, 4, 1, headers) + frame(0, 1, 1))
+        while b"grpc-status" not in received and (part := client.recv(65536)):
+            received += part
+    return received
+
+
+def test_metadata_that_are_no_text_are_not_logged(server: Server, address: str) -> None:
+    for metadata in ((b"authorization", b"Bearer \xff"), (b"x-request-id", b"\xff")):
+        assert b"grpc-status\x0216" in call_by_hand(address, INFER.encode(), metadata)
+    assert "Invalid encoding" not in server.log.read_text()
+
+
+def test_a_method_that_is_no_text_ends_neither_the_server_nor_what_runs(
+    tiny_models: Path, start_server: Start, raw: bytes
+) -> None:
+    address = f"127.0.0.1:{free_port()}"
+    server = start_server(tiny_models, f"grpc_port={address.partition(':')[2]}", "limits.body_s=60")
+    asked = service_pb2.ModelInferRequest(model_name="tiny")
+    asked.inputs.add(name="encoded_images", datatype="BYTES", shape=[1]).contents.bytes_contents.append(raw)
+    going_on = threading.Event()
+
+    def late() -> Iterator[bytes]:
+        going_on.wait(20)
+        yield asked.SerializeToString()
+
+    with grpc.insecure_channel(address) as channel:
+        running = channel.stream_unary(INFER).future(late())
+        ready = channel.unary_unary("/inference.GRPCInferenceService/ServerReady")
+        assert ready(b"") == b"\x08\x01"
+        for times in (1, 2):
+            call_by_hand(address, b"/\xff")
+            until(lambda times=times: server.log.read_text().count("another takes its place") == times)
+            assert ready(b"", wait_for_ready=True, timeout=20) == b"\x08\x01"
+        going_on.set()
+        assert service_pb2.ModelInferResponse.FromString(running.result(10)).model_name == "tiny"
+    server.process.terminate()
+    assert server.process.wait(20) == 0
+
+
+def test_a_refusal_is_no_longer_than_clients_take(client: triton.InferenceServerClient) -> None:
+    chief, dog = {"authorization": f"Bearer {CHIEF}"}, "\N{DOG}"
+    said = refused("NOT_FOUND", client.load_model, dog * 50_000, headers=chief)
+    assert said == f"no model '{dog * 100}' in the repository"
 
 
 def test_a_look_takes_no_turn_of_a_canary(tiny_models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
