@@ -26,10 +26,10 @@ from finetune.serving.inference import describe_model, describe_server, infer
 from finetune.serving.keys import Keys, Role
 from finetune.serving.logs import request_id
 from finetune.serving.metrics import Metrics
-from finetune.serving.protocol import InferRequest, answer_tensors, read_request
+from finetune.serving.protocol import InferRequest, answer_tensors, read_request, require_few
 from finetune.serving.refusal import Refusal, quoted
 from finetune.serving.repository import Repository
-from finetune.serving.tensors import MAX_DIMS, to_raw
+from finetune.serving.tensors import MAX_DIMS, MAX_ELEMENTS, to_raw
 
 log = logging.getLogger("finetune.access")
 
@@ -286,6 +286,9 @@ async def _in_time(size: int, function: Callable[[Any], Any], argument: Any) -> 
 
 def _read(message: Any) -> InferRequest:
     """Read a ModelInferRequest as the same request over HTTP: its tensors are the binary data behind the JSON."""
+    # while they are still as small as they came
+    for key in ("inputs", "outputs", "raw_input_contents"):
+        require_few(len(getattr(message, key)), key)
     raws = list(message.raw_input_contents) or [_contents(entry) for entry in message.inputs]
     if len(raws) != len(message.inputs):
         raise Refusal(400, f"raw_input_contents has {len(raws)} entries for {len(message.inputs)} inputs")
@@ -307,6 +310,8 @@ def _read(message: Any) -> InferRequest:
 def _contents(entry: Any) -> bytes:
     """Return values that came one by one as the bytes they would have been; only those of photos are known."""
     if elements := entry.contents.bytes_contents:
+        if len(elements) > MAX_ELEMENTS:
+            raise Refusal(400, f"input {quoted(entry.name)} has {len(elements)} elements; {MAX_ELEMENTS} are taken")
         return b"".join(len(element).to_bytes(4, "little") + element for element in elements)
     levels = entry.contents.uint_contents
     if len(entry.shape) > MAX_DIMS or len(levels) != math.prod(entry.shape):

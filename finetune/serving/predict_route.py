@@ -27,6 +27,8 @@ from finetune.serving.repository import Repository
 
 # Of brackets in a body, of which each would become an object of many times its size; base64 has none.
 MAX_NESTS = 100
+# Of quotes beside those of photos.
+MAX_QUOTES = 100
 
 
 class Asked(BaseModel):
@@ -115,7 +117,7 @@ async def _read_photos(request: Request, most: int, parsing: Executor) -> list[t
     """Return each photo's name and bytes; a raw body has no name."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "application/json":
-        photos = await asyncio.get_running_loop().run_in_executor(parsing, _from_json, await request.body())
+        photos = await asyncio.get_running_loop().run_in_executor(parsing, _from_json, await request.body(), most)
     elif kind.startswith("multipart/"):
         photos = await _from_form(request, most)
     else:
@@ -142,7 +144,10 @@ async def _from_form(request: Request, most: int) -> list[tuple[str, bytes]]:
     return photos
 
 
-def _from_json(body: bytes) -> list[tuple[str, bytes]]:
+def _from_json(body: bytes, most: int) -> list[tuple[str, bytes]]:
+    # before each becomes an object; base64 has no quotes of its own
+    if body.count(b'"') > 2 * most + MAX_QUOTES:
+        raise _too_many(most)
     if body.count(b"[") + body.count(b"{") > MAX_NESTS:
         raise Refusal(422, 'the body must be {"photos": ["...", ...]}, with nothing else in it')
     try:

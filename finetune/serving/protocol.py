@@ -22,6 +22,8 @@ from finetune.serving.tensors import Tensor, from_data, from_raw, of_array, to_d
 HEADER_LENGTH = "Inference-Header-Content-Length"
 # Of arrays and objects in a request, of which each takes many times its size; one photo, nested, is about size².
 MAX_NESTS = 500_000
+# Of quotes in a request: each two are a string, of which names and parameters have few, and photos in JSON none.
+MAX_QUOTES = 20_000
 MAX_TENSORS = 16
 MAX_TIMEOUT_US = 2**63 - 1
 Json = dict[str, Any]
@@ -72,6 +74,8 @@ def parse_request(body: bytes, header_length: str | None) -> InferRequest:
     text, raw = _parted(body, header_length)
     if text.count(b"[") + text.count(b"{") > MAX_NESTS:
         raise Refusal(413, "the JSON has too many arrays: send tensors flat, or as binary data")
+    if text.count(b'"') > MAX_QUOTES:
+        raise Refusal(413, "the JSON has too many strings: send tensors as binary data")
     try:
         document = _object(from_json(text, allow_inf_nan=False, cache_strings="keys"), "the request")
     except ValueError as error:
@@ -95,6 +99,12 @@ def read_request(document: Json, raw: memoryview) -> InferRequest:
         binary_default=binary_default,
         timeout_s=_timeout_s(parameters),
     )
+
+
+def require_few(tensors: int, key: str) -> None:
+    """Refuse a request of too many inputs or outputs, with 400."""
+    if tensors > MAX_TENSORS:
+        raise Refusal(400, f"the request has {tensors} {key}; at most {MAX_TENSORS} are taken")
 
 
 def parse_parameters(body: bytes) -> Json:
@@ -217,8 +227,7 @@ def _entries(document: Json, kind: str) -> list[tuple[str, Json, Json]]:
         return []
     if not isinstance(listed, list):
         raise Refusal(400, f"the request: {key} must be an array")
-    if len(listed) > MAX_TENSORS:
-        raise Refusal(400, f"the request has {len(listed)} {key}; at most {MAX_TENSORS} are taken")
+    require_few(len(listed), key)
     found: dict[str, tuple[str, Json, Json]] = {}
     for number, value in enumerate(listed):
         entry = _object(value, f"{key}[{number}]")

@@ -53,8 +53,15 @@ class Repository:
         """Open and warm up everything; raises where any of it cannot be, so that no half of a repository is served."""
         async with self._lock:
             wanted = await self._in_thread(self._look)
-            for target, signature in wanted.signatures.items():
-                self._put(target, signature, await self._in_thread(self._open, self._shelf.folder(target), target))
+            failures = {
+                target: error
+                for target, signature in wanted.signatures.items()
+                if (error := await self._exchange(target, signature)) is not None
+            }
+            pinned = {target for route in wanted.routes.values() for target in route.weights}
+            for target, error in failures.items():
+                if target in pinned or not (target.model in self.models or await self._fall_back(target)):
+                    raise error
             self._require_targets(wanted.routes)
             self._routes = wanted.routes
         self._started = True
@@ -104,6 +111,8 @@ class Repository:
         failures = [reason for target, (_, reason) in self._failed.items() if target.model == name]
         if failures:
             raise Refusal(400, f"{name} cannot be loaded: {'; '.join(failures)}")
+        if self._complaint:
+            raise Refusal(400, f"{name} is not routed as it is asked for: {self._complaint}")
         if name not in self.models:
             raise Refusal(404, f"no model '{name[:100]}' in the repository")
 
@@ -243,7 +252,16 @@ class Repository:
         self._changing[target] = signature
         return signature != known and settled
 
-    async def _exchange(self, target: Target, signature: Signature) -> None:
+    async def _fall_back(self, target: Target) -> bool:
+        """Open the newest version before one that cannot be, which a server that had not ended would serve by now."""
+        older = [Target(target.model, version) for version in self._shelf.versions().get(target.model, ())]
+        for candidate in sorted(older, reverse=True):
+            if candidate < target and await self._exchange(candidate, self._shelf.signature(candidate)) is None:
+                return True
+        return False
+
+    async def _exchange(self, target: Target, signature: Signature) -> Exception | None:
+        """Open a version; returns what kept it from being opened, which is logged and counted."""
         try:
             model = await self._in_thread(self._open, self._shelf.folder(target), target)
         except Exception as error:
@@ -252,8 +270,9 @@ class Repository:
             log.error("%s version %d cannot be opened: %s%s", target.model, target.version, reason, kept)
             self._failed[target] = (signature, reason)
             self._metrics.load_failed(target.model)
-        else:
-            self._put(target, signature, model)
+            return error
+        self._put(target, signature, model)
+        return None
 
     def _put(self, target: Target, signature: Signature, model: LiveModel) -> None:
         self.models.setdefault(target.model, {})[target.version] = model

@@ -28,6 +28,8 @@ DTYPES: dict[str, np.dtype[Any]] = {
 DATATYPES = (*DTYPES, "BYTES")
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 MAX_DIMS = 8
+# Elements of a BYTES tensor, of which each, however short, takes some hundred bytes.
+MAX_ELEMENTS = 10_000
 # numpy refuses what it could not address, even where another dimension is 0 and there is nothing to address
 MAX_BYTES = 2**63 - 1
 _LENGTH = struct.Struct("<I")
@@ -164,6 +166,8 @@ def _declared(name: str, datatype: object, shape: object) -> tuple[str, tuple[in
     itemsize = DTYPES[datatype].itemsize if datatype in DTYPES else _LENGTH.size
     if math.prod(size for size in shape if size) * itemsize > MAX_BYTES:
         raise _refuse(name, "its shape is too large")
+    if datatype == "BYTES" and math.prod(shape) > MAX_ELEMENTS:
+        raise _refuse(name, f"its shape asks for {math.prod(shape)} elements; at most {MAX_ELEMENTS} are taken")
     return datatype, tuple(shape), math.prod(shape)
 
 

@@ -227,6 +227,25 @@ def test_levels_that_come_one_by_one(address: str, tiny_models: Path, raw: bytes
         assert "its shape does not ask for" in refusal()
 
 
+def test_more_than_is_taken_is_refused_while_it_is_small(address: str) -> None:
+    many = service_pb2.ModelInferRequest(model_name="tiny")
+    entry = many.inputs.add(name="encoded_images", datatype="BYTES", shape=[20_000])
+    entry.contents.bytes_contents.extend([b""] * 20_000)
+    outputs = service_pb2.ModelInferRequest(model_name="tiny")
+    for _ in range(17):
+        outputs.outputs.add(name="probabilities")
+    told = (
+        "input 'encoded_images' has 20000 elements; 10000 are taken",
+        "the request has 17 outputs; at most 16 are taken",
+    )
+    with grpc.insecure_channel(address) as channel:
+        infer = service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer
+        for asked, said in zip((many, outputs), told, strict=True):
+            with pytest.raises(grpc.RpcError) as error:
+                infer(asked, metadata=[*BEARER.items()])
+            assert error.value.details() == said
+
+
 def test_what_is_no_message_is_refused(address: str) -> None:
     with grpc.insecure_channel(address) as channel:
         for message, said in (([], "the call has no message"), ([b"\xff"], "the message cannot be read")):

@@ -356,7 +356,7 @@ def test_a_header_length_must_be_that_of_the_json() -> None:
         b'{"id": "\\ud800"}',
         b'{"inputs": ' + b"[" * 300 + b"]" * 300 + b"}",
         b"[" * 100_000,
-        b'{"a":' * 100_000,
+        b'{"a":' * 5_000,
         b"9" * 10_000,
         b"{} {}",
     ],
@@ -443,3 +443,16 @@ def test_a_body_of_nothing_but_arrays_is_refused_before_they_are_made() -> None:
     with pytest.raises(Refusal, match="too many arrays: send tensors flat") as caught:
         parse_request(b'{"inputs": [' + b"[]," * 600_000 + b"[]]}", None)
     assert caught.value.status == 413
+
+
+def test_a_body_of_nothing_but_strings_is_refused_before_they_are_made() -> None:
+    keys = b",".join(b'"%d": 1' % number for number in range(20_000))
+    with pytest.raises(Refusal, match="too many strings: send tensors as binary data") as caught:
+        parse_request(b'{"inputs": {' + keys + b"}}", None)
+    assert caught.value.status == 413
+
+
+def test_more_elements_than_any_request_has_photos_are_refused_before_they_are_made() -> None:
+    tensor = {"name": "x", "datatype": "BYTES", "shape": [10_001], "parameters": {"binary_data_size": 40_004}}
+    told = refused({"inputs": [tensor]}, raw=bytes(40_004))
+    assert told.endswith("its shape asks for 10001 elements; at most 10000 are taken")

@@ -117,6 +117,51 @@ async def test_what_is_damaged_at_the_start_is_not_served_at_all(models: Path) -
         await opened(models)
 
 
+@pytest.mark.parametrize("policy", ["latest", "all"])
+async def test_a_restart_serves_what_a_server_that_goes_on_would(
+    models: Path, policy: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    damage(add_version(models, 2))
+    damage(add_version(models, 3))
+    repository = await opened(models, versions=policy)
+    assert repository.ready
+    assert versions(repository) == ["1"]
+    assert any("tiny version 3 cannot be opened" in message for message in caplog.messages)
+    assert {row["version"] for row in repository.index() if row["state"] == "UNAVAILABLE"} == {"2", "3"}
+    await settled(repository)
+    assert versions(repository) == ["1"]
+    add_version(models, 4)
+    await settled(repository)
+    assert "4" in versions(repository)
+
+
+async def test_a_model_without_any_version_that_works_is_no_start(models: Path) -> None:
+    shutil.copytree(models / "tiny", models / "second")
+    damage(models / "second" / "1")
+    with pytest.raises(FinetuneError, match="sha256 differs"):
+        await opened(models)
+
+
+async def test_a_route_to_what_cannot_be_opened_is_no_start(models: Path, tmp_path: Path) -> None:
+    damage(add_version(models, 2))
+    (tmp_path / "routes.yaml").write_text("best: tiny/2\n")
+    with pytest.raises(FinetuneError, match="sha256 differs"):
+        await opened(models, routes=str(tmp_path / "routes.yaml"))
+
+
+async def test_a_load_past_routes_that_cannot_be_followed_is_told(models: Path, tmp_path: Path) -> None:
+    routes = tmp_path / "routes.yaml"
+    routes.write_text("best: tiny/1\n")
+    repository = await opened(models, routes=str(routes), reload_s=0)
+    for wrong, reason in (("best: tiny/9\n", "leads to tiny/9"), ("best: {tiny/1: [\n", "routes")):
+        routes.write_text(wrong)
+        with pytest.raises(Refusal, match=reason) as refused:
+            await repository.load("tiny")
+        assert refused.value.status == 400
+    routes.write_text("best: tiny/1\n")
+    await repository.load("tiny")
+
+
 async def test_files_exchanged_in_place_are_opened_anew(models: Path, photo: bytes) -> None:
     repository = await opened(models)
     before = repository.choose("tiny")
