@@ -148,7 +148,7 @@ def plan_attempts(search: Search) -> list[Attempt]:
     config = search.config
     attempts = []
     for backbone in config.probe.backbones:
-        require_known(backbone)
+        require_known(backbone, "probe.backbones")
     for backbone in dict.fromkeys((config.model.backbone, *config.probe.backbones)):
         of_this = [Attempt(search, backbone, size) for size in image_sizes(config, backbone)]
         if config.probe.backbones or search.deadline.is_set:

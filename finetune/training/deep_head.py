@@ -20,7 +20,7 @@ from torch import Tensor
 from finetune.config import HeadConfig
 from finetune.models.head import Head
 from finetune.training.imbalance import Judgement
-from finetune.training.probe import deviations
+from finetune.training.probe import deviations, threads_for
 
 Features = NDArray[np.float32]
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -107,7 +107,8 @@ def _epochs(
 def _train_once(head: Head, optimizer: torch.optim.Optimizer, raw: Tensor, wanted: Tensor, loss: Loss) -> None:
     head.train()
     # parts of nearly one size: a last batch of one photo would give batch norm no variance to work with
-    for chosen in torch.randperm(len(raw)).tensor_split(max(1, round(len(raw) / BATCH))):
-        optimizer.zero_grad()
-        loss(head(raw[chosen]), wanted[chosen]).backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
+    with threads_for(raw.numel()):
+        for chosen in torch.randperm(len(raw)).tensor_split(max(1, round(len(raw) / BATCH))):
+            optimizer.zero_grad()
+            loss(head(raw[chosen]), wanted[chosen]).backward()  # type: ignore[no-untyped-call]
+            optimizer.step()

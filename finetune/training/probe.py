@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +19,8 @@ MOST_STEPS = 300
 EXACTLY, ROUGHLY = 1e-5, 1e-3
 # Standard deviation of the prior of log temperature.
 TEMPERATURE_SPREAD = 0.5
+# Of a matrix of features from which on several threads are worth while.
+LARGE = 2**24
 
 
 @dataclass(frozen=True)
@@ -50,19 +53,20 @@ def fit_linear(
     loss: from logits (N, classes) and class numbers (N,); the mean over photos. tolerance: the steepest slope that is
     left.
     """
-    raw = torch.from_numpy(features)
-    mean = raw.mean(0)
-    scale = deviations(raw)
-    standardised, basis = _turned((raw - mean) / scale)
-    wanted = torch.tensor(targets)
-    weight = torch.zeros(classes, standardised.shape[1], requires_grad=True)
-    bias = torch.zeros(classes, requires_grad=True)
-    fits: dict[float, LinearFit] = {}
-    for l2 in sorted(set(penalties), reverse=True):
-        _minimise(lambda: loss(standardised @ weight.T + bias, wanted), weight, bias, l2, tolerance)
-        turned_back = weight.detach().clone() if basis is None else weight.detach() @ basis.T
-        fits[l2] = LinearFit(mean, scale, turned_back, bias.detach().clone())
-    return [fits[l2] for l2 in penalties]
+    with threads_for(features.size):
+        raw = torch.from_numpy(features)
+        mean = raw.mean(0)
+        scale = deviations(raw)
+        standardised, basis = _turned((raw - mean) / scale)
+        wanted = torch.tensor(targets)
+        weight = torch.zeros(classes, standardised.shape[1], requires_grad=True)
+        bias = torch.zeros(classes, requires_grad=True)
+        fits: dict[float, LinearFit] = {}
+        for l2 in sorted(set(penalties), reverse=True):
+            _minimise(lambda: loss(standardised @ weight.T + bias, wanted), weight, bias, l2, tolerance)
+            turned_back = weight.detach().clone() if basis is None else weight.detach() @ basis.T
+            fits[l2] = LinearFit(mean, scale, turned_back, bias.detach().clone())
+        return [fits[l2] for l2 in penalties]
 
 
 def cross_validate(
@@ -86,6 +90,21 @@ def cross_validate(
         for answer, fit in zip(answers, fits, strict=True):
             answer[torch.from_numpy(held_out)] = fit.logits(features[held_out])
     return [answer[torch.from_numpy(fold >= 0)] for answer in answers]
+
+
+@contextmanager
+def threads_for(numbers: int) -> Iterator[None]:
+    """Let torch work on a matrix of so many numbers with one thread, or with all where it is large.
+
+    Threads wait for each other at every one of thousands of small steps: they take twice as long as one on idle cores,
+    and tens of times as long where other work has one of the cores.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(before if numbers > LARGE else 1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def deviations(features: Tensor) -> Tensor:

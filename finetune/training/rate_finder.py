@@ -122,7 +122,11 @@ def _find(config: TrainConfig, module: FineTuner, data: PhotoData, device: torch
             enable_checkpointing=False,
             default_root_dir=run.path,
         )
-        trainer.fit(searched, train_dataloaders=loader)
+        try:
+            trainer.fit(searched, train_dataloaders=loader)
+        except SystemExit:
+            # Lightning turns Ctrl-C into exit code 1; the command line has its own for it
+            raise KeyboardInterrupt from None
     if not rising.losses:
         raise FinetuneError(
             f"optimizer.learning_rate=auto: the loss is not a number at the lowest rate, {LOWEST:g}; "

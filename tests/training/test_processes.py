@@ -32,6 +32,8 @@ CASES = {
         "trainer.clip_norm=0.1",
         "optimizer.learning_rate=0.01",
     ),
+    # a head that sees all stages leaves out what stands above the last of them
+    "stages": ("freeze=full", "model.features=stages", "data.batch_size=8", "model.backbone=test_efficientnet"),
 }
 
 

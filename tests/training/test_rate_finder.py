@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import csv
 import json
+import signal
+import time
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,8 @@ from finetune.errors import FinetuneError
 from finetune.training.rate_curve import CHOSEN, draw_rate_curve
 from finetune.training.rate_finder import HIGHEST, LOWEST, RateCurve
 from tests.conftest import TINY, paint_folder
+from tests.training.test_processes import start
+from tests.training.test_train import split_folders
 
 RATES = np.geomspace(LOWEST, HIGHEST, 100)
 SEARCH = (*TINY, "trainer.max_epochs=2", "data.batch_size=5", "trainer.accelerator=cpu", "trainer.search_steps=30")
@@ -138,3 +142,19 @@ def test_a_damaged_answer_is_named(photos: Path, tmp_path: Path, capsys: pytest.
     (tmp_path / "run" / "learning_rate.json").write_text("{")
     assert run(words) == 2
     assert f"{tmp_path / 'run' / 'learning_rate.json'} is damaged" in capsys.readouterr().err
+
+
+def test_ctrl_c_while_it_searches_ends_with_the_command_that_goes_on(tmp_path: Path) -> None:
+    photos = split_folders(tmp_path / "photos")
+    words = ["train", f"data.root={photos}", f"output={tmp_path / 'run'}", *TINY, "trainer.accelerator=cpu"]
+    words += ["freeze=full", "optimizer.learning_rate=auto", "trainer.search_steps=5000"]
+    log = tmp_path / "log"
+    child = start(words, log)
+    deadline = time.monotonic() + 120
+    while "learning rate: trying" not in log.read_text() and child.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    # within its steps, which Lightning takes the signal in
+    time.sleep(1)
+    child.send_signal(signal.SIGINT)
+    assert child.wait(timeout=120) == 130, log.read_text()
+    assert f"output={tmp_path / 'run'}" in log.read_text()
