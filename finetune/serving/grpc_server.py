@@ -6,13 +6,11 @@ import asyncio
 import contextlib
 import importlib
 import logging
-import math
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 from urllib.parse import unquote
 
-import numpy as np
 from starlette.datastructures import Headers
 from starlette.types import Message
 
@@ -22,14 +20,15 @@ from finetune.errors import FinetuneError
 from finetune.serving.asking import Facts
 from finetune.serving.bodies import Patience
 from finetune.serving.envelope import identify
+from finetune.serving.grpc_messages import read_infer
 from finetune.serving.inference import describe_model, describe_server, infer
 from finetune.serving.keys import Keys, Role
 from finetune.serving.logs import request_id
 from finetune.serving.metrics import Metrics
-from finetune.serving.protocol import InferRequest, answer_tensors, read_request, require_few
-from finetune.serving.refusal import Refusal, quoted
+from finetune.serving.protocol import answer_tensors
+from finetune.serving.refusal import Refusal
 from finetune.serving.repository import Repository
-from finetune.serving.tensors import MAX_DIMS, MAX_ELEMENTS, to_raw
+from finetune.serving.tensors import to_raw
 
 log = logging.getLogger("finetune.access")
 
@@ -55,8 +54,6 @@ OPEN = ("ServerLive", "ServerReady")
 FEWEST_CALLS = 8
 # A message of less is read sooner than a thread is woken.
 QUICK_BYTES = 50_000
-# Of numbers that come one by one, made into bytes before others get their turn.
-CHUNK = 50_000
 # Of a refusal's words, which come behind an answer, of which gRPC's clients take 8 KB.
 MOST_SAID = 4000
 # What gRPC writes with a traceback and a client can cause at will: metadata that are no UTF-8, and so no known key;
@@ -75,7 +72,8 @@ class GrpcServer:
             self._grpc = importlib.import_module("grpc")
             self._messages = self._grpc.protos(PROTOCOL)
             self._unreadable = importlib.import_module("google.protobuf.message").DecodeError
-        except (ImportError, NotImplementedError):  # grpc raises the second where grpcio-tools is missing
+        # the second where grpcio-tools alone is missing
+        except (ImportError, NotImplementedError):
             raise FinetuneError(
                 f"grpc_port={config.grpc_port} takes two more packages: pip install 'finetune-service[grpc]'"
             ) from None
@@ -246,7 +244,7 @@ class GrpcServer:
     async def ModelInfer(self, message: Any, facts: Facts) -> Any:
         name, version = message.model_name, message.model_version or None
         self._repository.require(name, version)
-        asked = await _in_time(message.ByteSize(), _read, message)
+        asked = await _in_time(message.ByteSize(), read_infer, message)
         model = self._repository.choose(name, version)
         # a client that leaves cancels this very call
         patience = Patience(_never, self._config.limits.deadline_s)
@@ -282,50 +280,6 @@ class GrpcServer:
 async def _in_time(size: int, function: Callable[[Any], Any], argument: Any) -> Any:
     """Return what a function makes of so many bytes, in a thread where that would keep all others waiting."""
     return await asyncio.to_thread(function, argument) if size > QUICK_BYTES else function(argument)
-
-
-def _read(message: Any) -> InferRequest:
-    """Read a ModelInferRequest as the same request over HTTP: its tensors are the binary data behind the JSON."""
-    # while they are still as small as they came
-    for key in ("inputs", "outputs", "raw_input_contents"):
-        require_few(len(getattr(message, key)), key)
-    raws = list(message.raw_input_contents) or [_contents(entry) for entry in message.inputs]
-    if len(raws) != len(message.inputs):
-        raise Refusal(400, f"raw_input_contents has {len(raws)} entries for {len(message.inputs)} inputs")
-    inputs = []
-    for entry, raw in zip(message.inputs, raws, strict=True):
-        parameters = {**_parameters(entry.parameters), "binary_data_size": len(raw)}
-        shape = list(entry.shape)
-        inputs.append({"name": entry.name, "datatype": entry.datatype, "shape": shape, "parameters": parameters})
-    outputs = [{"name": entry.name, "parameters": _parameters(entry.parameters)} for entry in message.outputs]
-    document = {
-        "id": message.id or None,
-        "parameters": _parameters(message.parameters),
-        "inputs": inputs,
-        "outputs": outputs,
-    }
-    return read_request(document, memoryview(b"".join(raws)))
-
-
-def _contents(entry: Any) -> bytes:
-    """Return values that came one by one as the bytes they would have been; only those of photos are known."""
-    if elements := entry.contents.bytes_contents:
-        if len(elements) > MAX_ELEMENTS:
-            raise Refusal(400, f"input {quoted(entry.name)} has {len(elements)} elements; {MAX_ELEMENTS} are taken")
-        return b"".join(len(element).to_bytes(4, "little") + element for element in elements)
-    levels = entry.contents.uint_contents
-    if len(entry.shape) > MAX_DIMS or len(levels) != math.prod(entry.shape):
-        raise Refusal(400, f"input {quoted(entry.name)}: its shape does not ask for {len(levels)} uint_contents")
-    # numpy keeps all other threads waiting for as long as it reads
-    parts = [np.array(levels[n : n + CHUNK], np.uint32) for n in range(0, len(levels), CHUNK)]
-    if any(part.max() > 255 for part in parts):
-        raise Refusal(400, "uint_contents of a UINT8 tensor must be 0 to 255")
-    return b"".join(part.astype(np.uint8).tobytes() for part in parts)
-
-
-def _parameters(parameters: Any) -> dict[str, Any]:
-    known = {key: value.WhichOneof("parameter_choice") for key, value in parameters.items()}
-    return {key: getattr(parameters[key], choice) for key, choice in known.items() if choice is not None}
 
 
 def _serialized(message: Any) -> bytes:

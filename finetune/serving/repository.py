@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from finetune.config import ServeConfig
-from finetune.errors import FinetuneError, nearest
+from finetune.errors import FinetuneError
+from finetune.serving.catalogue import Catalogue, listed
 from finetune.serving.live import LiveModel
 from finetune.serving.metrics import Metrics
 from finetune.serving.refusal import Refusal
@@ -30,17 +31,14 @@ class Wanted(NamedTuple):
     routes: dict[str, Route]
 
 
-class Repository:
+class Repository(Catalogue):
     """Holds every version that answers, by name; all of it is used from one event loop."""
 
     def __init__(self, config: ServeConfig, open_model: Open, metrics: Metrics) -> None:
         """Raises FinetuneError where there is no bundle."""
-        self.models: dict[str, dict[int, LiveModel]] = {}
-        self.draining = False
-        self._started = False
+        super().__init__()
         self._config, self._open, self._metrics = config, open_model, metrics
         self._shelf = Shelf(config.models)
-        self._routes: dict[str, Route] = {}
         self._opened: dict[Target, Signature] = {}
         self._failed: dict[Target, tuple[Signature, str]] = {}
         self._changing: dict[Target, Signature] = {}
@@ -134,59 +132,6 @@ class Repository:
         self._metrics.ready(False)
         self._metrics.draining(True)
 
-    @property
-    def ready(self) -> bool:
-        """Whether every model has answered, and there is one, and the server is not about to end."""
-        return self._started and bool(self.models) and not self.draining
-
-    def require_ready(self) -> None:
-        """Raise Refusal 503, with the reason, where it is not."""
-        if self.draining:
-            raise Refusal(503, "this server is about to end", retry_after_s=1)
-        self._require_models()
-
-    @property
-    def names(self) -> list[str]:
-        """All names that a client may ask for: models, and the routes that lead to them."""
-        return sorted({*self.models, *self._routes})
-
-    @property
-    def everything(self) -> list[LiveModel]:
-        return [model for _, versions in sorted(self.models.items()) for _, model in sorted(versions.items())]
-
-    def require(self, name: str | None, version: str | None = None) -> None:
-        """Raise Refusal 400, 404 or 503 where `choose` would: before photos are uploaded for nothing."""
-        self._find(name, version)
-
-    def hold(self, name: str | None, version: str | None) -> LiveModel | None:
-        """Return the version asked for, which a newer one may take the place of while photos are uploaded.
-
-        None where no version is asked for: `choose` once they are there. Raises as `require` does.
-        """
-        if version is not None:
-            return self.choose(name, version)
-        self.require(name)
-        return None
-
-    def choose(self, name: str | None, version: str | None = None) -> LiveModel:
-        """Return the model that answers a name: the version asked for, a route's draw, or else the latest.
-
-        Raises Refusal 400, 404 or 503.
-        """
-        found = self._find(name, version)
-        if isinstance(found, LiveModel):
-            return found
-        drawn = found.draw()
-        return self.models[drawn.model][drawn.version]
-
-    def find(self, name: str | None, version: str | None = None) -> LiveModel:
-        """Return what `choose` would, for a look at it: of a route the largest share, and no turn is taken from any."""
-        found = self._find(name, version)
-        if isinstance(found, LiveModel):
-            return found
-        target = max(found.weights, key=found.weights.__getitem__)
-        return self.models[target.model][target.version]
-
     def index(self) -> list[dict[str, str]]:
         """Return each version's state in the protocol's words, and why one is not ready."""
         rows = [{"name": m.name, "version": m.version, "state": "READY", "reason": ""} for m in self.everything]
@@ -201,30 +146,6 @@ class Repository:
     def close(self) -> None:
         """Look and open no more."""
         self._thread.shutdown(wait=False, cancel_futures=True)
-
-    def _require_models(self) -> None:
-        if not self._started:
-            raise Refusal(503, "the models are still loading", retry_after_s=1)
-        if not self.models:
-            raise Refusal(503, "no model is loaded", retry_after_s=1)
-
-    def _find(self, name: str | None, version: str | None) -> LiveModel | Route:
-        self._require_models()
-        if name is None:
-            if len(self.names) != 1:
-                raise Refusal(400, f"several models are served; name one of {', '.join(self.names)}")
-            name = self.names[0]
-        if version is None and name in self._routes:
-            return self._routes[name]
-        versions = self.models.get(name)
-        if not versions:
-            raise self._unknown(name)
-        if version is None:
-            return versions[max(versions)]
-        for number, model in versions.items():
-            if str(number) == version:
-                return model
-        raise Refusal(404, f"no version {version[:20]} of {name} (served: {_listed(sorted(versions))})")
 
     async def _in_thread(self, function: Callable[..., Any], *arguments: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._thread, function, *arguments)
@@ -308,7 +229,7 @@ class Repository:
                 if target.version not in self.models.get(target.model, {}):
                     raise FinetuneError(
                         f"routes={self._config.routes}: {name} leads to {target.model}/{target.version}, which is not "
-                        f"served (served: {_listed(f'{m.name}/{m.version}' for m in self.everything)})"
+                        f"served (served: {listed(f'{m.name}/{m.version}' for m in self.everything)})"
                     )
 
     def _complain(self, complaint: str) -> None:
@@ -316,10 +237,3 @@ class Repository:
         if complaint != self._complaint:
             log.error("%s; the routes stay as they were", complaint)
         self._complaint = complaint
-
-    def _unknown(self, name: str) -> Refusal:
-        return Refusal(404, f"no model '{name[:100]}'{nearest(name[:100], self.names)} (served: {_listed(self.names)})")
-
-
-def _listed(things: Iterable[object]) -> str:
-    return ", ".join(map(str, things))

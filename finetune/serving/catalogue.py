@@ -1,0 +1,104 @@
+"""The models that answer at this moment, and how a request finds its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from finetune.errors import nearest
+from finetune.serving.live import LiveModel
+from finetune.serving.refusal import Refusal
+from finetune.serving.routes import Route
+
+
+class Catalogue:
+    """Versions by the names of their models, and names that lead to them; used from one event loop."""
+
+    def __init__(self) -> None:
+        self.models: dict[str, dict[int, LiveModel]] = {}
+        self.draining = False
+        self._started = False
+        self._routes: dict[str, Route] = {}
+
+    @property
+    def ready(self) -> bool:
+        """Whether every model has answered, and there is one, and the server is not about to end."""
+        return self._started and bool(self.models) and not self.draining
+
+    def require_ready(self) -> None:
+        """Raise Refusal 503, with the reason, where it is not."""
+        if self.draining:
+            raise Refusal(503, "this server is about to end", retry_after_s=1)
+        self._require_models()
+
+    @property
+    def names(self) -> list[str]:
+        """All names that a client may ask for: models, and the routes that lead to them."""
+        return sorted({*self.models, *self._routes})
+
+    @property
+    def everything(self) -> list[LiveModel]:
+        return [model for _, versions in sorted(self.models.items()) for _, model in sorted(versions.items())]
+
+    def require(self, name: str | None, version: str | None = None) -> None:
+        """Raise Refusal 400, 404 or 503 where `choose` would: before photos are uploaded for nothing."""
+        self._find(name, version)
+
+    def hold(self, name: str | None, version: str | None) -> LiveModel | None:
+        """Return the version asked for, which a newer one may take the place of while photos are uploaded.
+
+        None where no version is asked for: `choose` once they are there. Raises as `require` does.
+        """
+        if version is not None:
+            return self.choose(name, version)
+        self.require(name)
+        return None
+
+    def choose(self, name: str | None, version: str | None = None) -> LiveModel:
+        """Return the model that answers a name: the version asked for, a route's draw, or else the latest.
+
+        Raises Refusal 400, 404 or 503.
+        """
+        found = self._find(name, version)
+        if isinstance(found, LiveModel):
+            return found
+        drawn = found.draw()
+        return self.models[drawn.model][drawn.version]
+
+    def find(self, name: str | None, version: str | None = None) -> LiveModel:
+        """Return what `choose` would, for a look at it: of a route the largest share, and no turn is taken from any."""
+        found = self._find(name, version)
+        if isinstance(found, LiveModel):
+            return found
+        target = max(found.weights, key=found.weights.__getitem__)
+        return self.models[target.model][target.version]
+
+    def _require_models(self) -> None:
+        if not self._started:
+            raise Refusal(503, "the models are still loading", retry_after_s=1)
+        if not self.models:
+            raise Refusal(503, "no model is loaded", retry_after_s=1)
+
+    def _find(self, name: str | None, version: str | None) -> LiveModel | Route:
+        self._require_models()
+        if name is None:
+            if len(self.names) != 1:
+                raise Refusal(400, f"several models are served; name one of {', '.join(self.names)}")
+            name = self.names[0]
+        if version is None and name in self._routes:
+            return self._routes[name]
+        versions = self.models.get(name)
+        if not versions:
+            raise self._unknown(name)
+        if version is None:
+            return versions[max(versions)]
+        for number, model in versions.items():
+            if str(number) == version:
+                return model
+        raise Refusal(404, f"no version {version[:20]} of {name} (served: {listed(sorted(versions))})")
+
+    def _unknown(self, name: str) -> Refusal:
+        return Refusal(404, f"no model '{name[:100]}'{nearest(name[:100], self.names)} (served: {listed(self.names)})")
+
+
+def listed(things: Iterable[object]) -> str:
+    return ", ".join(map(str, things))
