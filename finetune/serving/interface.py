@@ -55,7 +55,7 @@ def declare_headers(schema: dict[str, Any]) -> None:
     for methods in schema["paths"].values():
         for operation in methods.values():
             for status, response in operation["responses"].items():
-                names = ["X-Request-ID", *(HEADER_OF[one] for one in (status,) if one in HEADER_OF)]
+                names = ["X-Request-ID", *([HEADER_OF[status]] if status in HEADER_OF else [])]
                 response.setdefault("headers", {}).update({n: {"$ref": f"#/components/headers/{n}"} for n in names})
 
 
