@@ -48,7 +48,7 @@ class Repository(Catalogue):
         self._thread = ThreadPoolExecutor(1, "load-models")
 
     async def start(self) -> None:
-        """Open and warm up all models; raises where one has no version that works, or a route leads to none that does."""
+        """Open and warm up all models; raises where none of one's versions works, or a route leads to what does not."""
         async with self._lock:
             wanted = await self._in_thread(self._look)
             failures = {
