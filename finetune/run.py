@@ -31,7 +31,10 @@ LOCK = ".lock"
 
 
 class Result(BaseModel):
-    """`result.json`: what was trained, how well it does, what it took. Accuracies are fractions of 1."""
+    """`result.json`: what was trained, how well it does, what it took. Accuracies are fractions of 1.
+
+    left_out: training photos that there was no time to learn from.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -61,6 +64,7 @@ class Result(BaseModel):
     classes: tuple[str, ...]
     photos: dict[str, int]
     skipped: int
+    left_out: int = 0
     dataset: str
     seed: int
     versions: dict[str, str]

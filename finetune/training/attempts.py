@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib.metadata import version
 
@@ -25,6 +25,7 @@ from finetune.training.features import Features, KeptFeatures, Views, feature_fo
 from finetune.training.fitted import Metrics
 from finetune.training.head_fits import cross_validated
 from finetune.training.imbalance import Handling, Judgement
+from finetune.training.timing import Cost
 from finetune.training.trial import Trial
 from finetune.training.watching import Watch
 
@@ -40,7 +41,8 @@ LARGEST_FACTOR = 4
 class Search:
     """What a search goes by.
 
-    components: those of the training photos, where augmentation shifts colours; rows: of a search that was killed.
+    components: those of the training photos, where augmentation shifts colours; rows: of a search that was killed;
+    left_out: how many training photos the manifest lacks because there is no time for them.
     """
 
     config: TrainConfig
@@ -51,6 +53,7 @@ class Search:
     watch: Watch
     components: ColourPCA | None = None
     rows: Sequence[Metrics] = ()
+    left_out: int = 0
 
 
 @dataclass(frozen=True)
@@ -65,12 +68,12 @@ class Candidate:
 
 @dataclass
 class Attempt:
-    """A backbone at an image size; cost_s: what a photo takes, as far as is known."""
+    """A backbone at an image size; cost: what a photo takes, as far as is known."""
 
     search: Search
     backbone: str
     image_size: int
-    cost_s: float = 0.0
+    cost: Cost = field(default=Cost())
 
     @cached_property
     def built(self) -> tuple[KeptFeatures, str]:
@@ -89,6 +92,12 @@ class Attempt:
         spec, folder = describe_backbone(self.backbone), feature_folder(config.probe)
         return KeptFeatures(spec, backbone, preprocessing, self.search.device, folder, views), origin
 
+    def on(self, search: Search) -> Attempt:
+        """Return the same on other photos, network and graph handed over."""
+        other = replace(self, search=search)
+        other.__dict__["built"] = self.__dict__.pop("built", self.built)
+        return other
+
     def release(self) -> None:
         """Give the memory of network and graph back; what was computed stays on disk."""
         self.__dict__.pop("built", None)
@@ -103,10 +112,14 @@ class Attempt:
         distorted = sum(self.kept.missing_of_view(trial.photos, view) for view in views)
         return self.kept.missing(trial.photos) + distorted
 
+    def takes_s(self, trial: Trial, fits_s: float) -> float:
+        """Return what a trial will take; fits_s: what each photo takes in the fits."""
+        return self.cost.seconds * self.passes(trial) + fits_s * len(trial.photos)
+
     @property
     def test_s(self) -> float:
         """What the test photos will take."""
-        return self.cost_s * self.kept.missing(self.search.manifest.of("test"))
+        return self.cost.seconds * self.kept.missing(self.search.manifest.of("test"))
 
     def learned_from(self, trial: Trial) -> int:
         """Return how many photos a trial shows to heads, distorted views among them."""
@@ -152,16 +165,17 @@ def plan_attempts(search: Search) -> list[Attempt]:
     for backbone in dict.fromkeys((config.model.backbone, *config.probe.backbones)):
         of_this = [Attempt(search, backbone, size) for size in image_sizes(config, backbone)]
         if config.probe.backbones or search.deadline.is_set:
-            expect(of_this, of_this[0], of_this[0].kept.seconds_a_photo())
+            files = search.manifest.files(search.manifest.of("train"))
+            expect(of_this, of_this[0], of_this[0].kept.cost(files))
         attempts += of_this
-    return sorted(attempts, key=lambda attempt: attempt.cost_s)
+    return sorted(attempts, key=lambda attempt: attempt.cost.seconds)
 
 
-def expect(attempts: Sequence[Attempt], measured: Attempt, cost_s: float) -> None:
-    """Expect of a backbone's sizes what was measured at one; time goes with the area."""
+def expect(attempts: Sequence[Attempt], measured: Attempt, cost: Cost) -> None:
+    """Expect of a backbone's sizes what was measured at one."""
     for attempt in attempts:
         if attempt.backbone == measured.backbone:
-            attempt.cost_s = cost_s * (attempt.image_size / measured.image_size) ** 2
+            attempt.cost = cost.at((attempt.image_size / measured.image_size) ** 2)
 
 
 def image_sizes(config: TrainConfig, backbone: str) -> list[int]:
@@ -182,8 +196,7 @@ def larger_attempt(attempt: Attempt) -> Attempt | None:
     size = max(1 + attempt.image_size // SIZE_STEP, round(math.sqrt(2) * attempt.image_size / SIZE_STEP)) * SIZE_STEP
     if size > LARGEST_FACTOR * describe_backbone(attempt.backbone).image_size:
         return None
-    cost_s = attempt.cost_s * (size / attempt.image_size) ** 2
-    return Attempt(attempt.search, attempt.backbone, size, cost_s)
+    return Attempt(attempt.search, attempt.backbone, size, attempt.cost.at((size / attempt.image_size) ** 2))
 
 
 def _views(search: Search, preprocessing: Preprocessing) -> Views:

@@ -32,6 +32,7 @@ from finetune.preprocess import Pixels, Preprocessing, Readable, load_pixels
 from finetune.progress import track
 from finetune.runtime import open_session
 from finetune.training.feature_store import FeatureStore, make_room
+from finetune.training.timing import Cost
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +43,7 @@ GPU_PIXELS = 64 * 448**2
 # Rows that are written together; what a kill costs at most.
 WRITTEN_TOGETHER = 64
 # Batches, or photos of a core, that are timed to tell how long a pass will take.
-TIMED = 2
+TIMED = 3
 
 
 class Views(NamedTuple):
@@ -108,15 +109,24 @@ class KeptFeatures:
         assert self.views is not None
         return [bytes.fromhex(digest(photo.sha256, self.views.described, str(view))) for photo in photos]
 
-    def seconds_a_photo(self) -> float:
-        """Return how long one takes, measured on a blank one; decoding runs beside it."""
+    def cost(self, files: Sequence[Readable]) -> Cost:
+        """Return what a photo takes, measured on a blank one and on some of those that are to come."""
         blank = self._blank()
         self._compute(blank)
-        photos = TIMED * len(blank) * (1 if self._in_batches else usable_cores())
+        together = len(blank) * (1 if self._in_batches else usable_cores())
+        # the first of every core takes longer
+        self._seconds(together, lambda _: blank[0])
+        count = TIMED * together
+        compute_s = self._seconds(count, lambda _: blank[0])
+        some = files[:: max(1, len(files) // count)]
+        real_s = self._seconds(count, lambda place: load_pixels(some[place % len(some)], self.preprocessing))
+        return Cost(max(0.0, real_s - compute_s), compute_s)
+
+    def _seconds(self, count: int, pixels_of: Callable[[int], Pixels]) -> float:
         started = time.monotonic()
-        for _ in self._rows(range(photos), lambda _: blank[0]):
+        for _ in self._rows(range(count), pixels_of):
             pass
-        return (time.monotonic() - started) / photos
+        return (time.monotonic() - started) / count
 
     def _complete(
         self, keys: Sequence[bytes], files: Sequence[Readable], pixels_of: Callable[[int, Readable], Pixels]

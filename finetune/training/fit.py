@@ -28,7 +28,7 @@ from finetune.training.head_only import fit_head, probed_start, save_checkpoints
 from finetune.training.imbalance import Handling, choose_handling
 from finetune.training.layers import fit_layers
 from finetune.training.processes import Processes
-from finetune.training.search import RESERVE_S, Found, search_heads
+from finetune.training.search import RESERVE_S, Found, lead, search_heads
 from finetune.training.settling import require_used, settle_image_size
 from finetune.training.start import Start, fresh_start
 from finetune.training.timing import seconds_a_training_photo
@@ -36,6 +36,9 @@ from finetune.training.watching import Watch
 
 log = logging.getLogger(__name__)
 
+# Standard errors by which layers have to be ahead of the head: the best of many epochs on the same validation photos
+# flatters itself, the more the fewer they are, and the head was chosen on others too.
+CERTAIN = 2.0
 # Of a training step: scoring needs no backward pass.
 SCORING_SHARE = 1 / 3
 # Of the configured learning rate: a head that already answers needs small steps.
@@ -75,9 +78,9 @@ def fit(
         save_checkpoints(found, head.classifier, run, "best.ckpt", "last.ckpt")
         return head
     layers = replace(layers, photos_seen=head.photos_seen + layers.photos_seen)
-    if mode == "lp_ft" or layers.judged.rank > head.judged.rank:
+    if mode == "lp_ft" or ahead(layers, head, manifest.targets(manifest.of("val"))) > CERTAIN:
         return layers
-    log.info("the head alone does as well on the validation photos: it is kept")
+    log.info("that is less than %g standard errors better: the head alone is kept", CERTAIN)
     save_checkpoints(found, head.classifier, run, "best.ckpt")
     return replace(head, metrics=layers.metrics, photos_seen=layers.photos_seen, earlier_s=layers.earlier_s)
 
@@ -94,11 +97,18 @@ def depth_for(freeze: FreezeConfig, training_photos: int, deadline: Deadline) ->
     return "head" if training_photos < freeze.head_below else "partial"
 
 
+def ahead(layers: Fitted, head: Fitted, targets: list[int]) -> float:
+    """Return by how many standard errors layers do better than the head on the validation photos."""
+    wanted = torch.tensor(targets)
+    layers_right, head_right = (each.val_logits.argmax(1) == wanted for each in (layers, head))
+    return lead(layers_right, head_right, head.handling.photo_weights(wanted))
+
+
 def _fit_further(found: Found, head: Fitted, depth: Depth, run: Run, processes: Processes) -> Fitted | None:
     """Train layers from the head on, where the data and the time allow it; None where they do not."""
     search = found.attempt.search
     config, manifest = search.config, search.manifest
-    if depth == "head":
+    if depth == "head" or search.left_out:
         return None
     if config.freeze.mode == "auto" and head.judged.accuracy == 1:
         log.info("every validation photo is right: nothing is fine-tuned")

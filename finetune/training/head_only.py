@@ -60,6 +60,7 @@ def fit_head(found: Found) -> Fitted:
         photos_seen=found.photos_seen,
         metrics=found.rows,
         score=score,
+        left_out=search.left_out,
     )
 
 

@@ -17,11 +17,12 @@ from typing import NamedTuple
 
 import torch
 
+from finetune.training.affordable import affordable, require_time
 from finetune.training.attempts import Attempt, Candidate, Search, expect, larger_attempt, plan_attempts
 from finetune.training.fitted import Metrics
 from finetune.training.head_fits import HeadFit, fit_once
 from finetune.training.imbalance import Judgement
-from finetune.training.trial import Trial, plan_trial, validation
+from finetune.training.trial import LEAST_A_CLASS, Trial, plan_trial, validation
 
 log = logging.getLogger(__name__)
 
@@ -30,8 +31,6 @@ RESERVE_S = 5.0
 # Standard errors by which an attempt may be behind on the sample and still see the other photos. One in six that are as
 # good is lost by that, which costs less than a pass over all photos for each.
 MOST_BEHIND = 1.0
-# A sample of fewer photos a class says nothing.
-LEAST_A_CLASS = 4
 
 
 @dataclass
@@ -103,7 +102,7 @@ class _Tries:
             *(100 * best.judged.accuracy, 100 * best.judged.balanced_accuracy, len(trial.held_out), seconds),
         )
         if attempt.kept.photo_s is not None:
-            expect((attempt, *others), attempt, attempt.kept.photo_s)
+            expect((attempt, *others), attempt, attempt.cost.measured(attempt.kept.photo_s))
         return best
 
     def fit(self, attempt: Attempt, trial: Trial, whole: Trial, leader: Attempt | None = None) -> bool:
@@ -114,11 +113,12 @@ class _Tries:
         if not self.search.deadline.is_set:
             return True
         leader = leader or attempt
-        needed_s = self._takes_s(attempt, trial) + max(attempt.test_s, leader.test_s)
+        this_s = attempt.takes_s(trial, self.fits_s)
+        needed_s = this_s + max(attempt.test_s, leader.test_s)
         if trial is not whole:
-            after_s = self._takes_s(leader, whole) + leader.test_s
-            needed_s = max(self._takes_s(attempt, whole) + attempt.test_s, self._takes_s(attempt, trial) + after_s)
-        left_s = self.search.deadline.left_s - RESERVE_S
+            after_s = leader.takes_s(whole, self.fits_s) + leader.test_s
+            needed_s = max(attempt.takes_s(whole, self.fits_s) + attempt.test_s, this_s + after_s)
+        left_s = self.left_s
         if needed_s > left_s:
             log.info(
                 "%s at %d px: not tried%s, it would take about %.0f s and %.0f s are left",
@@ -129,27 +129,39 @@ class _Tries:
             attempt.release()
         return needed_s <= left_s
 
-    def _takes_s(self, attempt: Attempt, trial: Trial) -> float:
-        return attempt.cost_s * attempt.passes(trial) + self.fits_s * len(trial.photos)
+    def afford(self, attempt: Attempt) -> Attempt:
+        """Return the attempt on as many training photos as there is time for."""
+        return affordable(attempt, self.fits_s, self.left_s) if self.search.deadline.is_set else attempt
+
+    @property
+    def left_s(self) -> float:
+        return self.search.deadline.left_s - RESERVE_S
 
 
 def search_heads(search: Search) -> Found:
-    """Try what fits into the time, and the cheapest in any case."""
-    trial = plan_trial(search.manifest, search.config.seed)
+    """Try what fits into the time, and the cheapest in any case: on fewer photos where there is no time for all."""
     tries = _Tries(search)
-    attempts = plan_attempts(search)
+    cheapest, *dearer = plan_attempts(search)
+    if search.deadline.is_set:
+        require_time(cheapest, tries.left_s)
+    first = tries.afford(cheapest)
+    attempts = [first, *dearer] if first is cheapest else [first]
+    trial = plan_trial(first.search.manifest, search.config.seed)
     sample = trial.sample(max(search.config.probe.sample, LEAST_A_CLASS * len(search.manifest.classes)))
-    if len(attempts) > 1 and 2 * len(sample.photos) <= len(trial.photos):
+    # where time is short the sample tells as well what all the photos will take
+    if (len(attempts) > 1 or search.deadline.is_set) and 2 * len(sample.photos) <= len(trial.photos):
         running = _running(_climb(tries, _try_in_turn(tries, attempts, sample, trial), sample, trial), sample)
-        cheapest = min(running, key=lambda attempt: attempt.cost_s)
-        first = next((attempt for attempt in running if tries.fit(attempt, trial, trial)), cheapest)
-        tried = _try_in_turn(tries, [first, *(attempt for attempt in running if attempt is not first)], trial, trial)
+        leading = next((attempt for attempt in running if tries.fit(attempt, trial, trial)), None)
+        if leading is None:
+            leading = tries.afford(min(running, key=lambda attempt: attempt.cost.seconds))
+            trial, running = plan_trial(leading.search.manifest, search.config.seed), []
+        tried = _try_in_turn(tries, [leading, *(each for each in running if each is not leading)], trial, trial)
     else:
         tried = _climb(tries, _try_in_turn(tries, attempts, trial, trial), trial, trial)
     best = _leader(tried)
     found = Found(best.attempt, best.candidate, tries.rows, sum(tries.seen.values()))
     if trial.folds > 1:
-        found.rows.append(_row(found.attempt, found.best, validation(search.manifest), found.judged, 0.0))
+        found.rows.append(_row(found.attempt, found.best, validation(best.attempt.search.manifest), found.judged, 0.0))
     return found
 
 
@@ -182,7 +194,7 @@ def _running(tried: Sequence[_Tried], sample: Trial) -> list[Attempt]:
     search, leader = tried[0].attempt.search, _leader(tried)
     weights = search.handling.photo_weights(torch.tensor(search.manifest.targets(sample.held_out)))
     ordered = sorted(tried, key=lambda each: each.candidate.judged.rank, reverse=True)
-    behind = [lead(leader.candidate, each.candidate, weights) > MOST_BEHIND for each in ordered]
+    behind = [lead(leader.candidate.right, each.candidate.right, weights) > MOST_BEHIND for each in ordered]
     if any(behind):
         named = (f"{each.attempt.backbone} at {each.attempt.image_size} px" for each in compress(ordered, behind))
         log.info("behind by more than a standard error, so not tried on the other photos: %s", ", ".join(named))
@@ -199,9 +211,12 @@ def _leader(tried: Sequence[_Tried]) -> _Tried:
     return max(tried, key=lambda each: each.candidate.judged.rank)
 
 
-def lead(leader: Candidate, other: Candidate, weights: torch.Tensor) -> float:
-    """Return by how many standard errors one is ahead, from photos that only one of them has right (McNemar 1947)."""
-    difference = (leader.right.double() - other.right.double()) * weights
+def lead(right: torch.Tensor, others: torch.Tensor, weights: torch.Tensor) -> float:
+    """Return by how many standard errors one is ahead, from photos that only one of them has right (McNemar 1947).
+
+    right, others: which photos (N,) each has right.
+    """
+    difference = (right.double() - others.double()) * weights
     spread = difference.square().sum().sqrt().item()
     return difference.sum().item() / spread if spread else 0.0
 

@@ -1,8 +1,9 @@
-"""How long a step of training takes here, measured before it is promised."""
+"""How long photos take here, measured before anything is promised."""
 
 from __future__ import annotations
 
 import time
+from typing import NamedTuple
 
 import torch
 from torch.nn import functional
@@ -12,6 +13,27 @@ from finetune.models.classifier import Classifier
 # after one that is not timed
 TIMED = 2
 CPU_BATCH, GPU_BATCH = 4, 32
+
+
+class Cost(NamedTuple):
+    """Seconds that a photo takes: to be read, and to be computed at an image size."""
+
+    read_s: float = 0.0
+    compute_s: float = 0.0
+
+    @property
+    def seconds(self) -> float:
+        return self.read_s + self.compute_s
+
+    def at(self, area: float) -> Cost:
+        """Return what it takes at so many times the area: computing goes with it, reading does not."""
+        return Cost(self.read_s, self.compute_s * area)
+
+    def measured(self, seconds: float) -> Cost:
+        """Return what it takes where it was seen to be so many seconds in all."""
+        if not self.seconds:
+            return Cost(0.0, seconds)
+        return Cost(*(seconds * part / self.seconds for part in self))
 
 
 def seconds_a_training_photo(classifier: Classifier, image_size: int, device: torch.device) -> float:

@@ -93,10 +93,13 @@ def summarise(result: Result) -> str:
     accuracies = [_both("validation", result.val_accuracy, result.val_balanced_accuracy)]
     if result.test_accuracy is not None and result.test_balanced_accuracy is not None:
         accuracies.append(_both("test", result.test_accuracy, result.test_balanced_accuracy))
+    learned = ""
+    if result.left_out:
+        learned = f"\nbudget_minutes left no time for {result.left_out} of {result.photos['train']} training photos"
     return (
         f"{', '.join(accuracies)}; "
         f"{result.backbone} at {result.image_size} px, freeze={result.freeze}, {result.train_seconds:.0f} s\n"
-        f"imbalance: {result.imbalance} ({result.imbalance_reason})"
+        f"imbalance: {result.imbalance} ({result.imbalance_reason}){learned}"
     )
 
 
@@ -194,6 +197,7 @@ def _result(
         classes=manifest.classes,
         photos={split: len(manifest.of(split)) for split in ("train", "val", "test")},
         skipped=len(manifest.skipped),
+        left_out=fitted.left_out,
         dataset=manifest.fingerprint(),
         seed=config.seed,
         versions=versions(),

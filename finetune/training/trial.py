@@ -18,6 +18,8 @@ from finetune.files import digest
 ENOUGH_TO_VALIDATE = 1000
 FOLDS = 5
 MOST_IN_A_FOLD = 0.5
+# A sample of fewer photos a class says nothing.
+LEAST_A_CLASS = 4
 
 
 @dataclass(frozen=True)
@@ -46,19 +48,11 @@ class Trial:
 
         Each class gives the same number, or all that it has: a few of a rare one would tell nothing about it.
         """
-        taken: list[int] = []
-        for held_out in (True, False):
-            by_class: dict[str, list[int]] = defaultdict(list)
-            for number, fold in enumerate(self.fold):
-                if (fold >= 0) == held_out:
-                    by_class[self.photos[number].label].append(number)
-            left = most
-            for place, these in enumerate(sorted(by_class.values(), key=len)):
-                count = min(len(these), left // (len(by_class) - place))
-                these.sort(key=lambda number: self.photos[number].sha256)
-                taken += [these[turn * len(these) // count] for turn in range(count)]
-                left -= count
-        taken.sort()
+        held_out = [number for number, fold in enumerate(self.fold) if fold >= 0]
+        others = [number for number, fold in enumerate(self.fold) if fold < 0]
+        taken = sorted(
+            these[place] for these in (held_out, others) for place in in_turn([self.photos[k] for k in these])[:most]
+        )
         return Trial(tuple(self.photos[k] for k in taken), tuple(self.fold[k] for k in taken))
 
 
@@ -78,6 +72,16 @@ def validation(manifest: Manifest) -> Trial:
     """Return the trial that holds the validation photos out."""
     train, val = manifest.of("train"), manifest.of("val")
     return Trial((*train, *val), (-1,) * len(train) + (0,) * len(val))
+
+
+def in_turn(photos: Sequence[Photo]) -> list[int]:
+    """Return the places of the photos in an order of which every beginning has as many of each class as can be."""
+    turns: Counter[str] = Counter()
+    ordered: list[tuple[int, int]] = []
+    for place in sorted(range(len(photos)), key=lambda place: photos[place].sha256):
+        ordered.append((turns[photos[place].label], place))
+        turns[photos[place].label] += 1
+    return [place for _, place in sorted(ordered)]
 
 
 def _deal(photos: Sequence[Photo], seed: int) -> list[int]:

@@ -4,24 +4,32 @@ import csv
 import json
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import safetensors.torch
 import torch
+from torch.nn import functional
 
 from finetune.cli import run
+from finetune.config import ImbalanceConfig
+from finetune.training.affordable import affordable
+from finetune.training.attempts import Attempt
 from finetune.training.deadline import Clock, Deadline
-from finetune.training.fit import depth_for
+from finetune.training.fit import CERTAIN, ahead, depth_for
+from finetune.training.imbalance import choose_handling
 from finetune.training.probe import deviations
+from finetune.training.timing import Cost
 from tests.conftest import TINY, freeze_config, paint_folder
 
 WORDS = (*TINY, "data.batch_size=8", "trainer.accelerator=cpu", "augment=none", "probe.l2=[0.01]")
 NO_LIMIT, A_LIMIT = Deadline.after(0.0, None), Deadline.after(0.0, 1.0)
 
 
-def train(photos: Path, output: Path, *words: str) -> dict[str, object]:
+def train(photos: Path, output: Path, *words: str) -> dict[str, Any]:
     assert run(["train", f"data.root={photos}", f"output={output}", *WORDS, *words]) == 0
-    result: dict[str, object] = json.loads((output / "result.json").read_text())
+    result: dict[str, Any] = json.loads((output / "result.json").read_text())
     return result
 
 
@@ -107,12 +115,47 @@ def test_a_time_limit_ends_fine_tuning_and_the_run_is_whole(
 
 
 def test_too_little_time_for_an_epoch_leaves_the_head(
-    hard_photos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    hard_photos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("finetune.training.fit.seconds_a_training_photo", lambda *_: 1000.0)
     with caplog.at_level("INFO", "finetune"):
-        result = train(hard_photos, tmp_path / "run", "budget_minutes=0.001")
+        result = train(hard_photos, tmp_path / "run", "budget_minutes=1")
     assert result["freeze"] == "head"
     assert "not fine-tuned: an epoch would take about" in caplog.text
+
+
+def test_too_little_time_for_a_few_photos_is_refused(
+    hard_photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["train", f"data.root={hard_photos}", f"output={tmp_path / 'run'}", *WORDS, "budget_minutes=0.001"]
+    assert run(words) == 2
+    assert "budget_minutes=0.001 is too short: 12 training photos" in capsys.readouterr().err
+
+
+def test_too_little_time_for_all_photos_trains_the_head_on_fewer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def as_if_slow(attempt: Attempt, fits_s: float, left_s: float) -> Attempt:
+        attempt.cost = Cost(0.0, 1.0)
+        return affordable(attempt, fits_s, len(attempt.search.manifest.of("val", "test")) + 20.5)
+
+    monkeypatch.setattr("finetune.training.search.affordable", as_if_slow)
+    result = train(paint_folder(tmp_path / "many", 24), tmp_path / "run", "budget_minutes=5")
+    trained = result["photos"]["train"]
+    assert (result["left_out"], result["freeze"]) == (trained - 20, "head")
+    assert f"budget_minutes left no time for {trained - 20} of {trained} training photos" in capsys.readouterr().out
+
+
+def test_layers_are_taken_where_they_are_surely_better() -> None:
+    handling = choose_handling(ImbalanceConfig(method="none", focal_gamma=2, auto_ratio=10), "head", "ab")
+
+    def fitted(right: int) -> Any:
+        answers = torch.tensor([1] * right + [0] * (16 - right))
+        return SimpleNamespace(val_logits=functional.one_hot(answers).float(), handling=handling)
+
+    targets = [1] * 16
+    assert ahead(fitted(10), fitted(8), targets) < CERTAIN < ahead(fitted(16), fitted(8), targets)
+    assert ahead(fitted(8), fitted(10), targets) < 0
 
 
 def test_a_head_without_mistakes_is_not_fine_tuned(

@@ -18,6 +18,7 @@ from finetune.training.deadline import Deadline
 from finetune.training.features import KeptFeatures
 from finetune.training.imbalance import Judgement, choose_handling
 from finetune.training.search import Found, lead, search_heads
+from finetune.training.timing import Cost
 from finetune.training.trial import Trial, plan_trial
 from finetune.training.watching import Watch
 from tests.conftest import manifest_of, paint_folder
@@ -62,24 +63,32 @@ def test_backbones_are_tried_cheapest_first(photos: Path) -> None:
     words = ("probe.backbones=[test_efficientnet]", "probe.size_factors=[0.2,0.4]")
     attempts = plan_attempts(searched(photos, NO_LIMIT, *words))
     assert len(attempts) == 4
-    costs = [attempt.cost_s for attempt in attempts]
+    costs = [attempt.cost.seconds for attempt in attempts]
     assert costs == sorted(costs)
     assert costs[0] > 0
     by_backbone = [attempt.image_size for attempt in attempts if attempt.backbone == "test_resnet"]
     assert by_backbone == sorted(by_backbone)
 
 
-def test_without_time_only_the_cheapest_is_tried(photos: Path, caplog: pytest.LogCaptureFixture) -> None:
-    over = Deadline(time.monotonic() - 1)
+@pytest.fixture
+def takes_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Photos are expected to take a second each at 32 px, whatever they really take."""
+    monkeypatch.setattr(KeptFeatures, "cost", lambda *_: Cost(0.0, 1.0))
+    monkeypatch.setattr("finetune.training.search.expect", lambda *_: None)
+
+
+@pytest.mark.usefixtures("takes_a_second")
+def test_what_there_is_no_time_for_is_not_tried(photos: Path, caplog: pytest.LogCaptureFixture) -> None:
+    search = searched(photos, Deadline(time.monotonic() + 60), "probe.size_factors=[0.2,0.4]")
     with caplog.at_level(logging.INFO, "finetune"):
-        found = search_heads(searched(photos, over, "probe.size_factors=[0.2,0.4]"))
+        found = search_heads(search)
     assert tried(found) == [("test_resnet", 32)]
+    assert found.attempt.search is search
     assert "test_resnet at 64 px: not tried, it would take about" in caplog.text
 
 
-def test_what_was_computed_before_takes_no_time(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(KeptFeatures, "seconds_a_photo", lambda _: 100.0)
-    monkeypatch.setattr("finetune.training.search.expect", lambda *_: None)
+@pytest.mark.usefixtures("takes_a_second")
+def test_what_was_computed_before_takes_no_time(photos: Path) -> None:
     words = ("probe.size_factors=[0.2,0.4]",)
     a_minute = Deadline(time.monotonic() + 60)
     first = search_heads(searched(photos, a_minute, *words))
@@ -162,7 +171,7 @@ def test_the_leader_of_the_sample_comes_first_where_time_is_short(
     now = [1000.0]
 
     def candidates(attempt: Attempt, trial: Trial) -> list[Candidate]:
-        seconds = attempt.cost_s * len(trial.photos)
+        seconds = attempt.cost.seconds * len(trial.photos)
         now[0] += seconds
         attempt.kept.computed_s += seconds
         accuracy = {32: 0.7, 64: 0.75}[attempt.image_size]
@@ -170,7 +179,7 @@ def test_the_leader_of_the_sample_comes_first_where_time_is_short(
         return [Candidate("last", 1.0, Judgement(accuracy, accuracy, 1.0, (accuracy, -1.0)), right)]
 
     monkeypatch.setattr(Attempt, "candidates", candidates)
-    monkeypatch.setattr(KeptFeatures, "seconds_a_photo", lambda _: 0.2)
+    monkeypatch.setattr(KeptFeatures, "cost", lambda *_: Cost(0.0, 0.2))
     monkeypatch.setattr("finetune.training.search.time.monotonic", lambda: now[0])
     search = searched(many_photos, Deadline(1085.0), "probe.size_factors=[0.2,0.4]", "probe.sample=20")
     with caplog.at_level(logging.INFO, "finetune"):
@@ -224,23 +233,23 @@ def test_with_time_left_sizes_go_on_while_the_largest_is_the_best(
 def test_sizes_do_not_go_on_for_ever(photos: Path) -> None:
     search = searched(photos, NO_LIMIT)
     sizes = [32]
-    attempt: Attempt | None = Attempt(search, "test_resnet", 32, cost_s=1.0)
+    attempt: Attempt | None = Attempt(search, "test_resnet", 32, Cost(0.5, 1.0))
     while attempt := larger_attempt(attempt):
         sizes.append(attempt.image_size)
-        assert attempt.cost_s == pytest.approx((attempt.image_size / 32) ** 2)
+        assert attempt.cost == pytest.approx((0.5, (attempt.image_size / 32) ** 2))
     assert sizes == [32, 64, 96, 128, 192, 256, 352, 512]
     assert larger_attempt(Attempt(searched(photos, NO_LIMIT, "data.image_size=64"), "test_resnet", 64)) is None
     assert larger_attempt(Attempt(search, "test_vit", 160)) is None
 
 
 def test_one_is_ahead_by_what_only_one_of_two_has_right() -> None:
-    def candidate(right: str) -> Candidate:
-        return Candidate("last", 1.0, Judgement(0, 0, 0, (0, 0)), torch.tensor([answer == "1" for answer in right]))
+    def right(answers: str) -> torch.Tensor:
+        return torch.tensor([answer == "1" for answer in answers])
 
     even = torch.ones(8)
-    assert lead(candidate("11111111"), candidate("11111111"), even) == 0
-    assert lead(candidate("11111100"), candidate("11000000"), even) == pytest.approx(2)
-    assert lead(candidate("11110000"), candidate("00001111"), even) == 0
+    assert lead(right("11111111"), right("11111111"), even) == 0
+    assert lead(right("11111100"), right("11000000"), even) == pytest.approx(2)
+    assert lead(right("11110000"), right("00001111"), even) == 0
     # a class of which there are few counts more
     rare = torch.tensor([4.0, *[1.0] * 7])
-    assert lead(candidate("10000000"), candidate("00000001"), rare) == pytest.approx(3 / 17**0.5)
+    assert lead(right("10000000"), right("00000001"), rare) == pytest.approx(3 / 17**0.5)
