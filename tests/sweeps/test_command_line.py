@@ -16,9 +16,7 @@ def test_flags_and_their_values_come_before_all_others_in_their_order() -> None:
 
 @pytest.mark.parametrize("place", range(4))
 @pytest.mark.parametrize("flag", ["-m", "--multirun"])
-def test_multirun_may_stand_anywhere(
-    flag: str, place: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_multirun_may_stand_anywhere(flag: str, place: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["data.root=nowhere", f"output={tmp_path}", "seed=1,2"]
     words.insert(place, flag)
     assert run(["train", *words]) == 2
