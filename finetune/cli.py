@@ -19,7 +19,8 @@ from typing import Any, NoReturn
 from finetune import config
 from finetune.errors import FinetuneError, Interrupted, SweepError, nearest
 from finetune.schema import Section, describe, parse, path_keys
-from finetune.sweeps.jobs import describe_sweep, note_job, require_done, sweep_folder
+from finetune.sweeps.command_line import flags_first, is_sweep, require_one_run
+from finetune.sweeps.jobs import Sweep, begin_job, end_job
 
 HELP_WIDTH = 120
 DONE, WRONG_INPUT, INTERRUPTED = 0, 2, 130
@@ -75,7 +76,7 @@ def run(argv: list[str]) -> int:
             return DONE
         # SIGTERM ends a command as Ctrl-C does: what is half written is cleaned up
         signal.signal(signal.SIGTERM, _interrupt)
-        _through_hydra(name, arguments)
+        _through_hydra(name, flags_first(arguments))
     except FinetuneError as error:
         print(f"finetune {name}: {error}" if name in COMMANDS else f"finetune: {error}", file=sys.stderr)
         return error.exit_code
@@ -116,24 +117,28 @@ def _through_hydra(name: str, arguments: list[str]) -> None:
     from omegaconf import OmegaConf
 
     failures: list[Exception] = []
-    sweep = sweep_folder(arguments) if name == "train" else None
+    sweep = Sweep.of(arguments) if name == "train" else None
 
     def job(composed: Any) -> float | None:
         values = _without_missing(OmegaConf.to_container(composed, resolve=True, throw_on_missing=False))
+        number = begin_job(sweep)
         failure = None
         try:
-            _execute(name, _of_this_job(values))
+            _execute(name, _in_its_folder(values, number))
         except Exception as error:
             # kept from Hydra, which would print it in its own way; the other jobs of a --multirun still run
             failure = error
             failures.append(failure)
         # what a sweeper searches by; this may be another machine than the one that started the sweep
-        return None if sweep is None else note_job(sweep, failure)
+        return None if sweep is None or number is None else end_job(sweep, number, failure)
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra would print its own exceptions too, and exit with 1
     if "hydra/sweeper=optuna" in arguments:
         importlib.import_module("finetune.sweeps.optuna_sweeper").register()
-    program, sys.argv = sys.argv, [f"finetune {name}", *_quoted(name, arguments)]
+    quoted = _quoted(name, arguments)
+    if not is_sweep(arguments):
+        require_one_run(quoted, shlex.join(["finetune", name, "--multirun", *arguments]))
+    program, sys.argv = sys.argv, [f"finetune {name}", *quoted]
     try:
         hydra.main(version_base="1.3", config_path=str(conf_dir().resolve()), config_name=name)(job)()
     except FinetuneError:
@@ -146,8 +151,8 @@ def _through_hydra(name: str, arguments: list[str]) -> None:
     finally:
         sys.argv = program
     if sweep is not None:
-        print(describe_sweep(sweep), flush=True)
-        require_done(sweep)
+        print(sweep.describe(), flush=True)
+        sweep.require_done()
     elif failures:
         if len(failures) == 1 or not all(isinstance(failure, FinetuneError) for failure in failures):
             raise failures[0]
@@ -156,7 +161,7 @@ def _through_hydra(name: str, arguments: list[str]) -> None:
 
 def _quoted(name: str, arguments: list[str]) -> list[str]:
     """Quote paths for Hydra's grammar, to which blanks, commas, brackets, = and ~ in them would mean something."""
-    if "--multirun" in arguments or "-m" in arguments:
+    if is_sweep(arguments):
         return arguments  # there a comma separates values
     paths = path_keys(COMMANDS[name].schema) | {"model.weights"}
     quoted = []
@@ -179,14 +184,10 @@ def _execute(name: str, values: dict[str, Any]) -> None:
         print(said, flush=True)
 
 
-def _of_this_job(values: dict[str, Any]) -> dict[str, Any]:
+def _in_its_folder(values: dict[str, Any], number: int | None) -> dict[str, Any]:
     """Give each job of a --multirun its own numbered output folder."""
-    from hydra.core.hydra_config import HydraConfig
-    from hydra.types import RunMode
-
-    hydra_config = HydraConfig.get()
-    if hydra_config.mode == RunMode.MULTIRUN and values.get("output"):
-        values["output"] = str(Path(values["output"]) / str(hydra_config.job.num))
+    if number is not None and values.get("output"):
+        values["output"] = str(Path(values["output"]) / str(number))
     return values
 
 

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 import finetune
 from finetune.calibration import Calibration
-from finetune.config import DataConfig, HeadConfig, TrainConfig
+from finetune.config import NO_OTHER_RUN, DataConfig, HeadConfig, TrainConfig
 from finetune.data.manifest import Manifest, Photo
 from finetune.errors import FinetuneError, nearest
 from finetune.files import make_folder, replacing, sha256, write_json, write_text
@@ -289,10 +289,10 @@ def _onnxruntime_distribution() -> str:
 
 
 def _first_difference(there: Any, here: Any, key: str = "") -> str:
-    """Name the first key in which two configurations differ; where and how it is watched makes no other run."""
+    """Name the first key in which two configurations differ, of those that make another run."""
     if isinstance(there, Mapping) and isinstance(here, Mapping):
         for name in dict.fromkeys((*there, *here)):
-            if not key and name in ("output", "logger"):
+            if not key and name in NO_OTHER_RUN:
                 continue
             difference = _first_difference(there.get(name), here.get(name), f"{key}.{name}".lstrip("."))
             if difference:

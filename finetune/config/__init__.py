@@ -20,6 +20,7 @@ from finetune.config.head import HeadConfig
 from finetune.config.photos import DataConfig, SourceConfig
 from finetune.config.serving import BatchConfig, LimitsConfig, ServeConfig
 from finetune.config.training import (
+    NO_OTHER_RUN,
     FreezeConfig,
     ImbalanceConfig,
     LoggerConfig,
@@ -31,6 +32,7 @@ from finetune.config.training import (
 )
 
 __all__ = [
+    "NO_OTHER_RUN",
     "AugmentConfig",
     "BatchConfig",
     "CheckConfig",

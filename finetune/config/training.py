@@ -10,6 +10,9 @@ from finetune.config.rates import is_per_photos
 from finetune.config.tables import ByPhotos
 from finetune.schema import Fraction, Place, Section
 
+# Keys that change nothing about a run: where it lies and how it is watched.
+NO_OTHER_RUN = ("output", "logger")
+
 Photos = Annotated[int, Field(ge=0)]
 GroupNumber = Annotated[int, Field(ge=0)]
 

@@ -8,16 +8,22 @@ import math
 import statistics
 import traceback
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from filelock import FileLock
+
+from finetune.config import NO_OTHER_RUN
 from finetune.errors import FinetuneError, SweepError
-from finetune.files import write_json
+from finetune.files import make_folder, write_json
+from finetune.sweeps.command_line import is_sweep
 
 log = logging.getLogger(__name__)
 
 NOTES = "jobs"
 WRONG_INPUT = 2
+UNFINISHED = "it ended without a word"
 # what repeats a run instead of changing what it does
 REPEATS = {"seed", "data.fold"}
 
@@ -46,73 +52,119 @@ class Job(NamedTuple):
         return None if value is None else float(value)
 
 
-def sweep_folder(arguments: Sequence[str]) -> Path | None:
-    """Return the folder of all runs of `finetune train --multirun`; None where there is one run only."""
-    if not {"--multirun", "-m"} & set(arguments):
+@dataclass(frozen=True)
+class Sweep:
+    """The runs of one `finetune train --multirun`. folder: where those of other commands may lie too.
+
+    asked: the words that decide which runs those are; a command with the same ones is the same sweep.
+    """
+
+    folder: Path
+    asked: tuple[str, ...]
+
+    @classmethod
+    def of(cls, arguments: Sequence[str]) -> Sweep | None:
+        """Return the sweep of a command line; None where that makes one run, or names no folder."""
+        outputs = [word.partition("=")[2].strip("'\"") for word in arguments if word.startswith("output=")]
+        if not is_sweep(arguments) or not outputs:
+            return None
+        words = [word for word in arguments if not word.startswith(("-", "hydra"))]
+        return cls(Path(outputs[-1]).expanduser(), tuple(f"{k}={v}" for k, v in sorted(_deciding(words).items())))
+
+    def begin(self, place: int, words: Sequence[str]) -> int:
+        """Return the number of the run with these words, key=value: the one that it had before, or a free one.
+
+        place: its place in this command, and its number where no other run has that.
+        """
+        # runs may begin in several processes at once
+        with FileLock(make_folder(self.folder / NOTES) / ".lock"):
+            there = {number: self._noted(number)["overrides"] for number in self._numbers()}
+            alike = [number for number, before in there.items() if _deciding(before) == _deciding(words)]
+            number = place if place in alike or place not in there else min(alike, default=1 + max(there))
+            self._note(number, words, UNFINISHED, 1)
+        return number
+
+    def end(self, number: int, words: Sequence[str], failure: Exception | None) -> Job:
+        """Note how a run ended."""
+        code, said = 0, ""
+        if isinstance(failure, FinetuneError):
+            code, said = failure.exit_code, str(failure)
+        elif failure is not None:
+            code, said = 1, "".join(traceback.format_exception(failure))
+        self._note(number, words, said, code)
+        return self._job(number)
+
+    def describe(self) -> str:
+        """Return the table of the runs, best first."""
+        jobs = self._jobs()
+        done = sorted((job for job in jobs if job.result), key=lambda job: -job.objective)
+        swept = _swept(jobs)
+        lines = _table(done, swept) if done else []
+        if len(done) > 1 and set(swept) <= REPEATS:
+            lines += ["", _spread(done)]
+        return "\n".join(lines)
+
+    def require_done(self) -> None:
+        """Raise SweepError with every run that failed."""
+        jobs = self._jobs()
+        failed = [job for job in jobs if job.failure]
+        if failed:
+            lines = [f"{len(failed)} of {len(jobs)} runs failed; the same command tries them again:"]
+            lines += [f"  run {job.number} ({_words(job, _swept(jobs))}): {_reason(job)}" for job in failed]
+            code = WRONG_INPUT if all(job.exit_code == WRONG_INPUT for job in failed) else 1
+            raise SweepError("\n".join(lines), code)
+
+    def _jobs(self) -> list[Job]:
+        return [self._job(number) for number in self._numbers() if self._noted(number)["asked"] == [*self.asked]]
+
+    def _job(self, number: int) -> Job:
+        noted = self._noted(number)
+        overrides = dict(word.partition("=")[::2] for word in noted["overrides"])
+        finished = self.folder / str(number) / "result.json"
+        # a failed run's folder may hold the result of another one
+        result = {} if noted["failure"] else json.loads(finished.read_text(encoding="utf-8"))
+        return Job(number, overrides, noted["failure"], noted["exit_code"], result)
+
+    def _numbers(self) -> list[int]:
+        return sorted(int(path.stem) for path in (self.folder / NOTES).glob("*.json"))
+
+    def _noted(self, number: int) -> dict[str, Any]:
+        return dict(json.loads(self._notes(number).read_text(encoding="utf-8")))
+
+    def _note(self, number: int, words: Sequence[str], failure: str, code: int) -> None:
+        noted = {"asked": self.asked, "overrides": list(words), "failure": failure, "exit_code": code}
+        write_json(self._notes(number), noted)
+
+    def _notes(self, number: int) -> Path:
+        return self.folder / NOTES / f"{number}.json"
+
+
+def begin_job(sweep: Sweep | None) -> int | None:
+    """Return the number of the run that Hydra is about to have done; None where that is the only one."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    hydra_config = HydraConfig.get()
+    if hydra_config.mode != RunMode.MULTIRUN:
         return None
-    outputs = [word.partition("=")[2].strip("'\"") for word in arguments if word.startswith("output=")]
-    return Path(outputs[-1]).expanduser() if outputs else None
+    place: int = hydra_config.job.num
+    return place if sweep is None else sweep.begin(place, hydra_config.overrides.task)
 
 
-def note_job(sweep: Path, failure: Exception | None) -> float:
+def end_job(sweep: Sweep, number: int, failure: Exception | None) -> float:
     """Note how the run ended that Hydra has just had done; return what a sweeper searches by, NaN after a failure."""
     from hydra.core.hydra_config import HydraConfig
 
-    hydra_config = HydraConfig.get()
-    job = note(sweep, hydra_config.job.num, hydra_config.overrides.task, failure)
+    job = sweep.end(number, HydraConfig.get().overrides.task, failure)
     if job.failure:
-        log.error("run %d failed: %s", job.number, job.failure)
+        log.error("run %d failed: %s", number, job.failure)
     return job.objective
 
 
-def note(sweep: Path, number: int, words: Sequence[str], failure: Exception | None) -> Job:
-    """Note how run `number` of a sweep ended; words: key=value."""
-    code, said = 0, ""
-    if isinstance(failure, FinetuneError):
-        code, said = failure.exit_code, str(failure)
-    elif failure is not None:
-        code, said = 1, "".join(traceback.format_exception(failure))
-    write_json(_notes(sweep, number), {"overrides": list(words), "failure": said, "exit_code": code})
-    return _job(sweep, number)
-
-
-def describe_sweep(sweep: Path) -> str:
-    """Return the table of a sweep's runs, best first."""
-    jobs = _jobs(sweep)
-    done = sorted((job for job in jobs if job.result), key=lambda job: -job.objective)
-    swept = _swept(jobs)
-    lines = _table(done, swept) if done else []
-    if len(done) > 1 and set(swept) <= REPEATS:
-        lines += ["", _spread(done)]
-    return "\n".join(lines)
-
-
-def require_done(sweep: Path) -> None:
-    """Raise SweepError with every run that failed."""
-    jobs = _jobs(sweep)
-    failed = [job for job in jobs if job.failure]
-    if failed:
-        lines = [f"{len(failed)} of {len(jobs)} runs failed; the same command tries them again:"]
-        lines += [f"  run {job.number} ({_words(job, _swept(jobs))}): {_reason(job)}" for job in failed]
-        code = WRONG_INPUT if all(job.exit_code == WRONG_INPUT for job in failed) else 1
-        raise SweepError("\n".join(lines), code)
-
-
-def _jobs(sweep: Path) -> list[Job]:
-    return [_job(sweep, number) for number in sorted(int(path.stem) for path in (sweep / NOTES).glob("*.json"))]
-
-
-def _notes(sweep: Path, number: int) -> Path:
-    return sweep / NOTES / f"{number}.json"
-
-
-def _job(sweep: Path, number: int) -> Job:
-    noted = json.loads(_notes(sweep, number).read_text(encoding="utf-8"))
-    overrides = dict(word.partition("=")[::2] for word in noted["overrides"])
-    finished = sweep / str(number) / "result.json"
-    # a failed run's folder may hold the result of another one
-    result = {} if noted["failure"] else json.loads(finished.read_text(encoding="utf-8"))
-    return Job(number, overrides, noted["failure"], noted["exit_code"], result)
+def _deciding(words: Sequence[str]) -> dict[str, str]:
+    """Return the values of the keys that decide what a run is."""
+    values = dict(word.partition("=")[::2] for word in words)
+    return {key: value for key, value in values.items() if key.partition(".")[0] not in NO_OTHER_RUN}
 
 
 def _swept(jobs: Sequence[Job]) -> list[str]:

@@ -1,9 +1,13 @@
-"""How many photos a batch may have for memory to suffice: the largest power of two, or that of the configuration."""
+"""How many photos a batch may have for memory to suffice.
+
+A batch is what all processes take in one step: each a share of it, on a GPU of its own or in the memory of a machine.
+"""
 
 from __future__ import annotations
 
 import copy
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -19,10 +23,10 @@ from finetune.models.freezing import FreezingPlan, apply_freezing
 from finetune.run import Run
 from finetune.training.optimizer import build_optimizer
 from finetune.training.tuned import found_once
+from finetune.training.world import LEAST_PHOTOS, World
 
 log = logging.getLogger(__name__)
 
-LEAST = 2
 # Larger batches take fewer steps to learn from, and on a CPU they are no faster a photo.
 MOST_ON_GPU, MOST_ON_CPU = 1024, 64
 STEPS_AN_EPOCH = 8
@@ -37,7 +41,7 @@ AUTOCAST = {"16-mixed": torch.float16, "bf16-mixed": torch.bfloat16}
 
 @dataclass(frozen=True)
 class TrainingStep:
-    """A step as the training will take them, with all that ever trains; it runs on a copy of the classifier."""
+    """A step as the training will take them, with all that ever trains; a share runs on a copy of the classifier."""
 
     classifier: Classifier
     plan: FreezingPlan
@@ -45,34 +49,46 @@ class TrainingStep:
     precision: str
     image_size: int
     device: torch.device
+    world: World
 
     def batch_size(self, most: int) -> int:
-        """Return the largest power of two, up to `most`, that memory suffices for; raises FinetuneError without any."""
+        """Return the largest batch up to `most`, or the smallest, that memory suffices for, in shares of powers of two.
+
+        Raises FinetuneError without any.
+        """
         fits = self._fits_on_gpu() if self.device.type == "cuda" else self._fits_on_cpu()
-        size = 0
-        while max(LEAST, 2 * size) <= max(LEAST, most) and fits(max(LEAST, 2 * size)):
-            size = max(LEAST, 2 * size)
-        if not size:
+        share, larger = 0, LEAST_PHOTOS
+        while larger <= max(LEAST_PHOTOS, most // self.world.size) and fits(larger):
+            share, larger = larger, 2 * larger
+        if not share:
             raise FinetuneError(
-                f"data.batch_size=auto: a step of {LEAST} photos at {self.image_size} px does not fit the memory; "
-                "use a smaller data.image_size, a smaller model.backbone, or trainer.gradient_checkpointing=true"
+                f"data.batch_size=auto: a step of {self.world.least_batch} photos at {self.image_size} px does not fit "
+                "the memory; use a smaller data.image_size, a smaller model.backbone, or "
+                "trainer.gradient_checkpointing=true"
             )
-        return size
+        return share * self.world.size
 
     def holds(self, photos: int) -> bool:
-        """Whether memory suffices for so many."""
-        return self._fits_on_cpu()(photos)
+        """Whether memory suffices for a batch of so many."""
+        return self._fits_on_cpu()(self._share(photos))
 
     def cannot_hold(self, photos: int) -> bool:
         """Whether so many photos take more memory than a CPU has free even without what the backward pass adds."""
-        return photos * self._kept_a_photo() > available_bytes()
+        return self._share(photos) * self._kept_a_photo() > self._available_bytes()
+
+    def _share(self, photos: int) -> int:
+        return math.ceil(photos / self.world.size)
+
+    def _available_bytes(self) -> float:
+        """Of a CPU, for one of the processes that take a step at the same time."""
+        return available_bytes() / self.world.local_size
 
     def _fits_on_cpu(self) -> Callable[[int], bool]:
         """By what the forward pass keeps of each photo: with too much the process would be killed, with no error."""
         a_photo = BACKWARD * self._kept_a_photo()
         # gradients and, of most optimizers, two moments
         trained = sum(p.nbytes for name, p in self.classifier.named_parameters() if name in self.plan.ever)
-        room = CPU_SHARE * available_bytes() - 3 * trained
+        room = CPU_SHARE * self._available_bytes() - 3 * trained
         return lambda photos: photos * a_photo <= room
 
     def _kept_a_photo(self) -> float:
@@ -88,8 +104,8 @@ class TrainingStep:
             return tensor
 
         with isolate_rng(), self._autocast(), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-            classifier(self._images(LEAST))
-        return sum(kept.values()) / LEAST
+            classifier(self._images(LEAST_PHOTOS))
+        return sum(kept.values()) / LEAST_PHOTOS
 
     def _fits_on_gpu(self) -> Callable[[int], bool]:
         """By trying: two steps, as an optimizer makes its moments in the first."""
@@ -140,5 +156,5 @@ def settle_batch_size(config: TrainConfig, step: TrainingStep, photos: int, run:
     size = found_once(run.batch_size, lambda: step.batch_size(most), int)
     if on_gpu:
         torch.cuda.empty_cache()
-    log.info("batch size: %d (at most %d here)", size, max(LEAST, most))
+    log.info("batch size: %d (at most %d here)", size, max(step.world.least_batch, most))
     return size

@@ -1,8 +1,9 @@
-"""A training loss that is no number any more."""
+"""A loss that is no number any more, and the photos that it is of."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,11 @@ from torch import Tensor
 
 from finetune.config import TrainConfig
 from finetune.data.datamodule import PhotoData
+from finetune.data.manifest import Photo
 from finetune.errors import DivergedError
+from finetune.training.imbalance import Judgement
+
+MOST_NAMED = 20
 
 
 @dataclass(frozen=True)
@@ -64,14 +69,38 @@ class FiniteLoss(pl.Callback):
             seen.arrived.synchronize()
         if math.isfinite(seen.loss.item()):
             return
-        data = trainer.datamodule  # type: ignore[attr-defined]
-        assert isinstance(data, PhotoData)
-        photos = [f"  {photo.path}" for photo in data.photos_of(seen.epoch, seen.batch)]
-        rate, precision = self.config.optimizer.peak, self.config.trainer.precision
-        wider = ", use trainer.precision=bf16-mixed or 32-true" if precision == "16-mixed" else ""
+        photos = _data(trainer).photos_of(seen.epoch, seen.batch)
         raise DivergedError(
             f"training diverged in epoch {seen.epoch + 1}, batch {seen.batch + 1} of {trainer.num_training_batches}: "
-            f"the training loss is {seen.loss.item():g} on these photos:\n" + "\n".join(photos) + "\n"
-            f"lower optimizer.learning_rate ({rate:g}){wider}, or look whether the photos are what they should be; "
-            "checkpoints that were saved before are as they were"
+            f"the training loss is {seen.loss.item():g} on these photos:\n"
+            f"{_named(photos)}{_advice(trainer, self.config.optimizer.peak)}"
         )
+
+
+def diverged_in_validation(trainer: pl.Trainer, judged: Judgement, rate: float) -> DivergedError:
+    """Return what to say of a validation loss that is no number; rate: the highest learning rate."""
+    val = _data(trainer).manifest.of("val")
+    photos = [val[number] for number in judged.not_finite]
+    return DivergedError(
+        f"training diverged in epoch {trainer.current_epoch + 1}: the validation loss is {judged.loss:g}, "
+        f"from {len(photos)} of {len(val)} photos:\n{_named(photos)}{_advice(trainer, rate)}"
+    )
+
+
+def _data(trainer: pl.Trainer) -> PhotoData:
+    data = trainer.datamodule  # type: ignore[attr-defined]
+    assert isinstance(data, PhotoData)
+    return data
+
+
+def _named(photos: Sequence[Photo]) -> str:
+    more = f"  and {len(photos) - MOST_NAMED} more\n" if len(photos) > MOST_NAMED else ""
+    return "".join(f"  {photo.path}\n" for photo in photos[:MOST_NAMED]) + more
+
+
+def _advice(trainer: pl.Trainer, rate: float) -> str:
+    wider = ", use trainer.precision=bf16-mixed or 32-true" if trainer.precision == "16-mixed" else ""
+    return (
+        f"lower optimizer.learning_rate ({rate:g}){wider}, or look whether the photos are what they should be; "
+        "checkpoints that were saved before are as they were"
+    )

@@ -30,12 +30,16 @@ Method = Literal["none", "class_weights", "balanced_sampler", "focal"]
 
 @dataclass(frozen=True)
 class Judgement:
-    """How logits do on validation photos; the larger rank is the better candidate."""
+    """How logits do on validation photos; the larger rank is the better candidate.
+
+    not_finite: the numbers of the photos whose logits are no numbers.
+    """
 
     accuracy: float
     balanced_accuracy: float
     loss: float
     rank: tuple[float, float]
+    not_finite: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,8 @@ class Handling:
         accuracy, balanced = (answers == targets).double().mean().item(), balanced_accuracy(answers, targets)
         weights = None if self.plain else class_weights(targets, logits.shape[1])
         loss = ClassificationLoss(weights)(logits, targets).item()
-        return Judgement(accuracy, balanced, loss, rank=(accuracy if self.plain else balanced, -loss))
+        rank = (accuracy if self.plain else balanced, -loss)
+        return Judgement(accuracy, balanced, loss, rank, tuple((~logits.isfinite().all(1)).nonzero()[:, 0].tolist()))
 
     @property
     def plain(self) -> bool:

@@ -63,7 +63,7 @@ def fit_layers(
     classifier = _prepared(config, start)
     plan = plan_freezing(classifier, config.freeze, depth, decay_per_depth(classifier, config.optimizer))
     size_px, device = start.preprocessing.image_size, processes.device
-    step = TrainingStep(classifier, plan, config.optimizer, config.trainer.precision, size_px, device)
+    step = TrainingStep(classifier, plan, config.optimizer, config.trainer.precision, size_px, device, processes.world)
     config = require_room(config, step, run)
     data = _photo_data(config, handling, start.preprocessing, step, manifest, run)
     config = settle_epochs(config, photos, len(data.of(processes.share).batches))

@@ -16,11 +16,11 @@ from lightning_fabric.utilities.warnings import PossibleUserWarning
 from torch import Tensor
 
 from finetune.config import OptimizerConfig, ScheduleConfig
-from finetune.errors import DivergedError
 from finetune.models.classifier import Classifier
 from finetune.models.freezing import FreezingPlan, apply_freezing, keep_statistics
 from finetune.training.checkpoints import WholeFiles
 from finetune.training.deadline import Timer
+from finetune.training.divergence import diverged_in_validation
 from finetune.training.epoch_loss import EpochLoss
 from finetune.training.imbalance import Judgement
 from finetune.training.loss import ClassificationLoss
@@ -132,10 +132,7 @@ class FineTuner(pl.LightningModule):
         self.judged = judged = self.judge(logits, targets)
         if not math.isfinite(judged.loss):
             # before a checkpoint of this epoch is written
-            raise DivergedError(
-                f"training diverged in epoch {self.current_epoch + 1}: the validation loss is {judged.loss:g}; "
-                f"lower optimizer.learning_rate ({self.optimizer_config.peak:g})"
-            )
+            raise diverged_in_validation(self.trainer, judged, self.optimizer_config.peak)
         measured: dict[str, float | Tensor] = {
             "train_loss": self.epoch_loss.mean(self.device),
             "val_loss": judged.loss,

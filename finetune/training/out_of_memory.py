@@ -10,7 +10,7 @@ from pytorch_lightning.utilities.memory import is_oom_error
 from finetune.config import TrainConfig
 from finetune.errors import FinetuneError
 from finetune.run import Run
-from finetune.training.batch_size import LEAST, TrainingStep
+from finetune.training.batch_size import TrainingStep
 from finetune.training.tuned import found_once
 
 log = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ def advise_batch(step: TrainingStep, photos: int, accumulated: int) -> str:
     """Say what to write instead of so many photos a batch, and batches a step; to be called when that one is freed."""
     step.classifier.zero_grad()
     try:
-        if photos <= LEAST:
+        if photos <= step.world.least_batch:
             raise FinetuneError("no batch is smaller")
         smaller = step.batch_size(photos // 2)
     except Exception as error:

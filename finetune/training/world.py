@@ -34,6 +34,11 @@ class World:
     def size(self) -> int:
         return self.local_size * self.nodes
 
+    @property
+    def least_batch(self) -> int:
+        """How many photos all processes together take in one step at least."""
+        return LEAST_PHOTOS * self.size
+
     def beside(self, local_rank: int) -> World:
         """Return another process of the same machine."""
         return replace(self, rank=self.rank - self.local_rank + local_rank, local_rank=local_rank)
@@ -66,10 +71,10 @@ def describe_world(config: TrainConfig, device: torch.device) -> World:
     launched = _by_torchrun() or _by_srun()
     world = launched or World(local_size=_devices_here(config, device))
     _compare(config, world, device)
-    if config.data.batch_size != "auto" and config.data.batch_size < LEAST_PHOTOS * world.size:
+    if config.data.batch_size != "auto" and config.data.batch_size < world.least_batch:
         raise FinetuneError(
             f"data.batch_size={config.data.batch_size} is what all {world.size} processes take in one step, and each "
-            f"needs {LEAST_PHOTOS} photos; give {LEAST_PHOTOS * world.size} or more, or fewer processes"
+            f"needs {LEAST_PHOTOS} photos; give {world.least_batch} or more, or fewer processes"
         )
     return world
 

@@ -11,14 +11,16 @@ from finetune.errors import FinetuneError
 from finetune.models.classifier import Classifier
 from finetune.training import batch_size
 from finetune.training.batch_size import TrainingStep
+from finetune.training.world import World
 from tests.conftest import TINY
 from tests.models.test_freezing import build, plan
 from tests.training.test_optimizer import config
 
 
-def step(classifier: Classifier, depth: str = "full", image_size: int = 64) -> TrainingStep:
-    made = plan(classifier, depth, top_groups=1)  # type: ignore[arg-type]
-    return TrainingStep(classifier, made, config(learning_rate="auto"), "32-true", image_size, torch.device("cpu"))
+def step(classifier: Classifier, depth: str = "full", image_size: int = 64, processes: int = 1) -> TrainingStep:
+    made, cpu = plan(classifier, depth, top_groups=1), torch.device("cpu")  # type: ignore[arg-type]
+    world = World(local_size=processes)
+    return TrainingStep(classifier, made, config(learning_rate="auto"), "32-true", image_size, cpu, world)
 
 
 def sizes_by_memory(monkeypatch: pytest.MonkeyPatch, made: TrainingStep, most: int = 64) -> list[int]:
@@ -47,6 +49,20 @@ def test_photos_of_twice_the_side_take_four_times_the_memory(monkeypatch: pytest
     monkeypatch.setattr(batch_size, "available_bytes", lambda: 1 << 30)
     small, large = (step(classifier, image_size=side).batch_size(4096) for side in (96, 192))
     assert small == 4 * large
+
+
+def test_processes_share_a_batch_and_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    classifier = build("test_resnet")
+    assert [step(classifier, processes=count).batch_size(64) for count in (1, 2, 3, 8)] == [64, 64, 48, 64]
+    # two photos for each, however few there are
+    assert [step(classifier, processes=count).batch_size(1) for count in (1, 2, 3)] == [2, 4, 6]
+    monkeypatch.setattr(batch_size, "available_bytes", lambda: 1 << 30)
+    alone, shared = (step(classifier, image_size=160, processes=count) for count in (1, 4))
+    size = alone.batch_size(4096)
+    # each has the weights and what belongs to them
+    assert size / 2 <= shared.batch_size(4096) <= size
+    assert shared.holds(shared.batch_size(4096))
+    assert not shared.holds(2 * size)
 
 
 def test_where_not_even_two_photos_fit_it_says_what_would_help(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -57,6 +58,13 @@ def test_two_processes_train_as_one_does(case: str, tmp_path: Path) -> None:
         assert {key: float(value) for key, value in two.items()} == pytest.approx(
             {key: float(value) for key, value in one.items()}, abs=1e-5
         )
+
+
+def test_a_batch_that_was_found_has_photos_for_each_process(tmp_path: Path) -> None:
+    photos = split_folders(tmp_path / "photos")
+    words = ["train", f"data.root={photos}", *TINY, *SMALL, "freeze=full", "data.batch_size=auto", "trainer.devices=2"]
+    assert run([*words, f"output={tmp_path / 'run'}", "trainer.max_epochs=1"]) == 0
+    assert json.loads((tmp_path / "run" / "batch_size.json").read_text()) == 4
 
 
 def start(words: list[str], log: Path) -> subprocess.Popen[bytes]:
