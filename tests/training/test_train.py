@@ -86,7 +86,7 @@ def test_layers_train_and_only_the_planned_ones_move(
     torch.save(pretrained, file)
     words = [word for word in LAYERS if not word.startswith("model.weights")]
     words += [f"freeze={depth}", f"optimizer={optimizer}", f"model.weights={file}"]
-    words += ["optimizer.learning_rate=0.01", "freeze.top_groups=1"]
+    words += ["optimizer.learning_rate=0.01", *(["freeze.top_groups=1"] if depth == "partial" else [])]
     assert run(["train", f"data.root={photos}", f"output={output}", *words]) == 0
     trained = {name.removeprefix("backbone.network."): tensor for name, tensor in weights(output).items()}
     moved = {name for name in pretrained if name in trained and not torch.equal(trained[name], pretrained[name])}
@@ -230,16 +230,17 @@ def kill_when(condition: Path, command: list[str], number: signal.Signals) -> in
     ("number", "code", "freeze"),
     [
         # a depth begins to train every 8 epochs: five of them, before and after the end
-        (signal.SIGKILL, -9, "gradual"),
-        (signal.SIGINT, 130, "full"),
+        (signal.SIGKILL, -9, ["freeze=gradual", "freeze.epochs_per_group=8"]),
+        (signal.SIGINT, 130, ["freeze=full"]),
     ],
 )
-def test_an_interrupted_run_resumes_to_its_end(tmp_path: Path, number: signal.Signals, code: int, freeze: str) -> None:
+def test_an_interrupted_run_resumes_to_its_end(
+    tmp_path: Path, number: signal.Signals, code: int, freeze: list[str]
+) -> None:
     photos = paint_folder(tmp_path / "photos")
     words = [
         *TINY,
-        f"freeze={freeze}",
-        "freeze.epochs_per_group=8",
+        *freeze,
         "data.batch_size=5",
         "trainer.max_epochs=40",
         "trainer.patience=40",
