@@ -47,7 +47,7 @@ class Command:
 
 COMMANDS = {
     "check": Command(config.CheckConfig, "finetune.data.check"),
-    "train": Command(config.TrainConfig, "finetune.training.train"),
+    "train": Command(config.TrainConfig, "finetune.training.command"),
     "evaluate": Command(config.EvaluateConfig, "finetune.evaluation.evaluate"),
     "export": Command(config.ExportConfig, "finetune.export.command"),
     "predict": Command(config.PredictConfig, "finetune.serving.predict"),
