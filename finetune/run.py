@@ -31,7 +31,11 @@ LOCK = ".lock"
 
 
 class Result(BaseModel):
-    """`result.json`: what was trained, how well it does, what it took. Accuracies are fractions of 1."""
+    """`result.json`: what was trained, how well it does, what it took. Accuracies are fractions of 1.
+
+    train_seconds: of training alone, by all commands together where it was resumed: without imports and test photos;
+    soup_epochs: counted from 1.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

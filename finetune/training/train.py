@@ -82,7 +82,8 @@ def _train(config: TrainConfig, spec: BackboneSpec, audited: Audit, run: Run, pr
         result = _finish(config, manifest, run, fitted, seconds)
         watch.conclude(result)
     then = shlex.join(["finetune", "export", f"run={run.path}", "output=models"])
-    return "\n".join([summarise(result), f"report: {run.report}", f"next: {then}"])
+    took_s = time.monotonic() - config.began
+    return "\n".join([f"{summarise(result)}, {took_s:.0f} s", f"report: {run.report}", f"next: {then}"])
 
 
 def summarise(result: Result) -> str:
@@ -90,11 +91,7 @@ def summarise(result: Result) -> str:
     accuracies = [_both("validation", result.val_accuracy, result.val_balanced_accuracy)]
     if result.test_accuracy is not None and result.test_balanced_accuracy is not None:
         accuracies.append(_both("test", result.test_accuracy, result.test_balanced_accuracy))
-    return (
-        f"{', '.join(accuracies)}; "
-        f"{result.backbone} at {result.image_size} px, freeze={result.freeze}, {result.train_seconds:.0f} s\n"
-        f"imbalance: {result.imbalance} ({result.imbalance_reason})"
-    )
+    return f"{', '.join(accuracies)}; {result.backbone} at {result.image_size} px, freeze={result.freeze}"
 
 
 def _both(split: str, accuracy: float, balanced: float) -> str:

@@ -71,7 +71,7 @@ def test_fine_tuning_starts_from_the_fitted_head(hard_photos: Path, tmp_path: Pa
     # cross-validated figures come first, the chosen head on the validation photos last
     assert [row["folds"] for row in probes] == ["5"] * (len(probes) - 1) + ["1"]
     assert float(epoch["val_loss"]) == pytest.approx(float(probes[-1]["val_loss"]), rel=1e-3)
-    assert epoch["epoch"] == "0"
+    assert epoch["epoch"] == "1"
     assert best_checkpoint_is_the_weights(tmp_path / "run")
 
 
