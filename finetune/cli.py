@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 from finetune import config
 from finetune.errors import FinetuneError, Interrupted, SweepError, nearest
-from finetune.schema import Section, describe, parse, path_keys
+from finetune.schema import Section, Typed, describe, parse, path_keys
 from finetune.sweeps.command_line import flags_first, is_sweep, require_one_run
 from finetune.sweeps.jobs import Sweep, begin_job, end_job
 
@@ -48,7 +48,7 @@ class Command:
 
 COMMANDS = {
     "check": Command(config.CheckConfig, "finetune.data.check"),
-    "train": Command(config.TrainConfig, "finetune.training.train"),
+    "train": Command(config.TrainConfig, "finetune.training.command"),
     "evaluate": Command(config.EvaluateConfig, "finetune.evaluation.evaluate"),
     "export": Command(config.ExportConfig, "finetune.export.command"),
     "predict": Command(config.PredictConfig, "finetune.serving.predict"),
@@ -176,12 +176,22 @@ def _quoted(name: str, arguments: list[str]) -> list[str]:
 
 def _execute(name: str, values: dict[str, Any]) -> None:
     command = COMMANDS[name]
-    parsed = parse(command.schema, values)
+    parsed = parse(command.schema, values, _typed())
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("finetune").setLevel(logging.INFO)
     # a process that trains beside another one has nothing to say
     if said := importlib.import_module(command.module).main(parsed):
         print(said, flush=True)
+
+
+def _typed() -> Typed:
+    """Return the keys on the command line, those that a sweep has set for this job among them."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    hydra_config = HydraConfig.get()
+    keys = (override.lstrip("+~").partition("=")[0] for override in hydra_config.overrides.task)
+    return Typed(tuple(dict.fromkeys(keys)), sweep=hydra_config.mode == RunMode.MULTIRUN)
 
 
 def _in_its_folder(values: dict[str, Any], number: int | None) -> dict[str, Any]:

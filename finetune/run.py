@@ -33,7 +33,8 @@ LOCK = ".lock"
 class Result(BaseModel):
     """`result.json`: what was trained, how well it does, what it took. Accuracies are fractions of 1.
 
-    left_out: training photos that there was no time to learn from.
+    train_seconds: of training alone, by all commands together where it was resumed: without imports and test photos;
+    soup_epochs: counted from 1; left_out: training photos that there was no time to learn from.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args
+from typing import Annotated, Any, NamedTuple, TypeVar, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
@@ -48,10 +48,20 @@ class Section(BaseModel):
 Config = TypeVar("Config", bound=Section)
 
 
-def parse(schema: type[Config], values: dict[str, Any]) -> Config:
-    """Validate composed values; raises FinetuneError naming every wrong key, its value and what it takes."""
+class Typed(NamedTuple):
+    """What a person typed, of all that a configuration is composed of; sweep: for one of several runs."""
+
+    keys: tuple[str, ...] = ()
+    sweep: bool = False
+
+
+def parse(schema: type[Config], values: dict[str, Any], typed: Typed | None = None) -> Config:
+    """Validate composed values; raises FinetuneError naming every wrong key, its value and what it takes.
+
+    typed: what the values hold of a command line, for a schema that judges it.
+    """
     try:
-        return schema.model_validate(values)
+        return schema.model_validate(values, context=typed)
     except ValidationError as error:
         raise FinetuneError("\n".join(_explain(schema, error))) from None
 

@@ -10,7 +10,7 @@ import yaml
 
 from finetune.cli import COMMANDS, _opening_comment, conf_dir, run
 from finetune.schema import describe
-from tests.conftest import TINY, augment_config, composed_augment, paint_folder, run_finetune
+from tests.conftest import TINY, augment_config, composed_augment, paint_folder, run_finetune, run_python
 
 
 def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
@@ -208,6 +208,30 @@ def test_unknown_backbone_suggests_the_nearest(
         "(`finetune models filter='*net*'` lists them)"
     )
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("word", "message", "not_imported"),
+    [
+        ("data.rot=x", "unknown key 'data.rot'", "torch"),
+        ("data.batch_size=1", "data.batch_size=1 is wrong", "torch"),
+        ("freeze=head trainer.soup=2", "trainer.soup does nothing", "torch"),
+        ("data.root=/nowhere", "/nowhere: no such folder", "torch"),
+        ("data.root=/nowhere.csv", "/nowhere.csv: no such file", "torch"),
+        # timm knows the names, and needs torch
+        ("model.backbone=resnet5O", "did you mean 'resnet50'?", "pytorch_lightning"),
+        ("optimizer.name=admw", "did you mean 'adamw'?", "pytorch_lightning"),
+    ],
+)
+def test_wrong_input_does_not_wait_for_long_imports(word: str, message: str, not_imported: str, photos: Path) -> None:
+    words = ["train", f"data.root={photos}", "output=run", *word.split()]
+    said = run_python(
+        "import contextlib, io, sys; from finetune.cli import run; said = io.StringIO()\n"
+        f"with contextlib.redirect_stderr(said): code = run({words})\n"
+        f"print(code, {not_imported!r} in sys.modules, said.getvalue())"
+    )
+    assert said.startswith("2 False finetune train: ")
+    assert message in said
 
 
 def test_a_fault_of_ours_keeps_its_traceback() -> None:

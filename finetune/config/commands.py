@@ -6,11 +6,12 @@ import time
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, PrivateAttr, field_validator, model_validator
+from pydantic import BeforeValidator, Field, PrivateAttr, ValidationInfo, field_validator, model_validator
 
 from finetune.config.augment import AugmentConfig
 from finetune.config.devices import Device, EngineCache
 from finetune.config.head import HeadConfig
+from finetune.config.idle import idle_keys
 from finetune.config.photos import DataConfig, Fit, SidePx, SourceConfig
 from finetune.config.rates import scale_learning_rate
 from finetune.config.training import (
@@ -23,7 +24,7 @@ from finetune.config.training import (
     ScheduleConfig,
     TrainerConfig,
 )
-from finetune.schema import Address, Fraction, Place, Section, as_text
+from finetune.schema import Address, Fraction, Place, Section, Typed, as_text
 
 # As a folder and in an address, on every platform that serves models.
 ModelName = Annotated[str, BeforeValidator(as_text), Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
@@ -54,6 +55,44 @@ class TrainConfig(Section):
     scales_its_rate = model_validator(mode="before")(scale_learning_rate)
 
     _began: float = PrivateAttr(default_factory=time.monotonic)
+    _typed: tuple[str, ...] = PrivateAttr(default=())
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> TrainConfig:
+        if self.optimizer.l1 > 0 and self.trainer.ema_decay is not None:
+            raise ValueError(
+                "optimizer.l1 makes weights exactly 0, and the moving average of trainer.ema_decay makes them small "
+                "again instead; leave one of the two out"
+            )
+        if self.optimizer.learning_rate == "auto" and self.budget_minutes is not None:
+            raise ValueError(
+                "optimizer.learning_rate=auto searches for as long as it takes, which budget_minutes does not know; "
+                "give a rate, or leave the limit out"
+            )
+        if self.optimizer.learning_rate == "auto" and self.freeze.mode == "lp_ft":
+            raise ValueError(
+                "optimizer.learning_rate=auto looks for the rate at which a loss falls, and freeze=lp_ft begins with a "
+                "fitted head, whose loss is low already; give a rate"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _does_what_was_typed(self, info: ValidationInfo) -> TrainConfig:
+        typed = info.context or Typed()
+        if "freeze.mode" in typed.keys:
+            mode = self.freeze.mode
+            raise ValueError(f"freeze.mode={mode} leaves out what else belongs to freeze={mode}; use freeze={mode}")
+        # in a sweep a key may be for others of its runs; where it does nothing, a warning says so
+        idle = [] if typed.sweep else [*idle_keys(self, typed.keys)]
+        if idle:
+            raise ValueError("\n".join(idle))
+        self._typed = typed.keys
+        return self
+
+    @property
+    def typed(self) -> tuple[str, ...]:
+        """The keys that a person typed."""
+        return self._typed
 
     @property
     def began(self) -> float:

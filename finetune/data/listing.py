@@ -27,7 +27,7 @@ from finetune.stores import (
     readable,
 )
 
-__all__ = ["Listed", "Listing", "Note", "list_source"]
+__all__ = ["Listed", "Listing", "Note", "list_source", "require_source"]
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,18 @@ class Listing:
     photos: tuple[Listed, ...]
     classes: tuple[str, ...]
     notes: tuple[Note, ...]
+
+
+def require_source(root: str) -> None:
+    """Raise FinetuneError where there is no such folder or table; archives and object stores are not asked twice."""
+    try:
+        store = open_store(root)
+        if isinstance(store, FolderStore):
+            next(store.walk(), None)
+        elif isinstance(store, TableStore):
+            store.read_table()
+    except AddressError as error:
+        raise FinetuneError(f"data.root={error}") from None
 
 
 def list_source(root: str, class_from: ClassFrom, group_pattern: str | None) -> Listing:

@@ -1,4 +1,4 @@
-"""What a configuration leaves to the photos: tables by their number and size are read, empty promises refused."""
+"""What a configuration leaves to the photos: tables by their number and size are read, empty promises named."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import math
 from statistics import median
 
 from finetune.config import TrainConfig
+from finetune.config.idle import idle_keys
 from finetune.config.tables import row_at, value_at
 from finetune.data.manifest import Manifest
 from finetune.errors import FinetuneError
@@ -46,43 +47,15 @@ def settle_epochs(config: TrainConfig, photos: int, batches: int) -> TrainConfig
 
 
 def require_used(config: TrainConfig, depth: Depth) -> None:
-    """Raise FinetuneError where a value was given that would come to nothing."""
-    if config.optimizer.l1 > 0 and config.trainer.ema_decay is not None:
+    """Warn of what was typed and does nothing at the depth that it came to; what could never do anything was refused.
+
+    Raises FinetuneError where a rate is to be looked for that a fitted head hides.
+    """
+    came_to = f"freeze=auto came to freeze={depth}: " if config.freeze.mode == "auto" else ""
+    for line in idle_keys(config, config.typed, depth):
+        log.warning("%s%s", came_to, line)
+    if config.freeze.mode == "auto" and depth != "head" and config.optimizer.learning_rate == "auto":
         raise FinetuneError(
-            "optimizer.l1 makes weights exactly 0, and the moving average of trainer.ema_decay makes them small again "
-            "instead; leave one of the two out"
-        )
-    if config.budget_minutes is not None and config.optimizer.learning_rate == "auto":
-        raise FinetuneError(
-            "optimizer.learning_rate=auto searches for as long as it takes, which budget_minutes does not know; "
-            "give a rate, or leave the limit out"
-        )
-    if config.freeze.mode in ("auto", "lp_ft") and depth != "head" and config.optimizer.learning_rate == "auto":
-        raise FinetuneError(
-            f"optimizer.learning_rate=auto looks for the rate at which a loss falls, and freeze={config.freeze.mode} "
-            "begins with a fitted head, whose loss is low already; give a rate"
-        )
-    ignored = {
-        "optimizer.l1": config.optimizer.l1 > 0,
-        "trainer.ema_decay": config.trainer.ema_decay is not None,
-        "trainer.soup": config.trainer.soup > 1,
-        "freeze.head_epochs": config.freeze.head_epochs > 0,
-    }
-    if config.freeze.mode == "head":
-        # with auto they may come to use another day, when there are more photos or a time limit
-        ignored |= {
-            "trainer.label_smoothing": config.trainer.label_smoothing > 0,
-            "trainer.compile": config.trainer.compile,
-            "trainer.gradient_checkpointing": config.trainer.gradient_checkpointing,
-            "optimizer.learning_rate": config.optimizer.learning_rate == "auto",
-            "data.batch_size": config.data.batch_size == "auto",
-            "freeze.groups": config.freeze.groups is not None,
-            "head.dropout": config.head.dropout > 0 and not config.head.hidden,
-        }
-    given = [key for key, is_set in ignored.items() if is_set]
-    if depth == "head" and given:
-        chosen = "freeze=auto came to head" if config.freeze.mode == "auto" else "freeze=head"
-        raise FinetuneError(
-            f"{chosen}, which learns from kept features and does not use {', '.join(given)}; "
-            "leave that out (a recipe= may have set it), or choose freeze=partial, full or gradual"
+            "optimizer.learning_rate=auto looks for the rate at which a loss falls, and freeze=auto begins with a "
+            "fitted head, whose loss is low already; give a rate"
         )

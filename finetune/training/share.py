@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from pytorch_lightning.callbacks import Callback, RichProgressBar
+from pytorch_lightning.callbacks import Callback
 
 from finetune.config import TrainConfig
 from finetune.data.datamodule import PhotoData, loading_workers
 from finetune.run import Run
 from finetune.training.averaging import MovingAverage
 from finetune.training.best_epochs import BestEpochs
-from finetune.training.callbacks import EpochRows, StopInTime
+from finetune.training.callbacks import EpochBar, EpochRows, StopInTime
 from finetune.training.checkpointing import StatisticsOnce
 from finetune.training.checkpoints import LastCheckpoint
 from finetune.training.compiling import CompiledPhases, compiled
@@ -75,7 +75,7 @@ def train_share(
     callbacks += [best, last]
     on_terminal = sys.stderr.isatty()
     if on_terminal:
-        callbacks.append(RichProgressBar())
+        callbacks.append(EpochBar())
     trainer = quiet_trainer(
         **spread(config.trainer.strategy, processes, module, data),
         max_epochs=config.trainer.max_epochs,

@@ -19,7 +19,8 @@ State = dict[str, Tensor]
 
 
 def stir(classifier: Classifier, ingredients: list[Path], judge: Callable[[], Judgement]) -> tuple[int, ...]:
-    """Leave in the classifier the mean of the best epoch and of all that do not make it worse; return their numbers.
+    """Leave in the classifier the mean of the best epoch and of all that do not make it worse; return their numbers,
+    counted from 1.
 
     ingredients: checkpoints, the best first; judge: of the classifier as it is, on the validation photos. An epoch is
     added if neither the loss rises nor the accuracy falls, so that the soup is never worse than the best epoch. The
@@ -37,7 +38,7 @@ def stir(classifier: Classifier, ingredients: list[Path], judge: Callable[[], Ju
             soup, held = mixed, judged
             epochs.append(number)
     classifier.load_state_dict(soup)
-    chosen = ", ".join(str(epoch + 1) for epoch in epochs)
+    chosen = ", ".join(map(str, epochs))
     log.info("soup of epochs %s, out of the %d best: validation loss %.4f", chosen, len(ingredients), held.loss)
     return tuple(epochs)
 
@@ -48,7 +49,8 @@ def _opened(ingredients: list[Path]) -> Iterator[tuple[int, State]]:
             raise FinetuneError(f"the checkpoint {path} of a good epoch is gone; delete its run folder to start over")
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         state = {name.removeprefix("classifier."): tensor for name, tensor in checkpoint["state_dict"].items()}
-        yield int(checkpoint["epoch"]), state
+        # Lightning counts from 0
+        yield int(checkpoint["epoch"]) + 1, state
 
 
 def _mean(soup: Tensor, other: Tensor, in_soup: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""`finetune train`: from a folder of photos to a run folder."""
+"""From a folder of photos to a run folder."""
 
 from __future__ import annotations
 
@@ -23,13 +23,12 @@ from finetune.data.splits import Split
 from finetune.errors import FinetuneError
 from finetune.evaluation.metrics import Scores, measure
 from finetune.evaluation.report import write_report
-from finetune.models.backbone import BackboneSpec, describe_backbone
+from finetune.models.backbone import BackboneSpec
 from finetune.run import FinishedRun, Result, Run, versions
 from finetune.stores import readable
 from finetune.training.deadline import Deadline
 from finetune.training.fit import fit
 from finetune.training.fitted import Fitted
-from finetune.training.optimizer import require_known_optimizer
 from finetune.training.precision import require_precision
 from finetune.training.processes import Processes
 from finetune.training.sparsity import zero_share
@@ -40,10 +39,8 @@ from finetune.training.world import describe_world
 log = logging.getLogger(__name__)
 
 
-def main(config: TrainConfig) -> str:
+def train(config: TrainConfig, spec: BackboneSpec) -> str:
     """Train as configured, or finish what was interrupted; returns what came of it."""
-    spec = describe_backbone(config.model.backbone)
-    require_known_optimizer(config.optimizer.name)
     require_loggers(config.logger)
     device = _device(config.trainer.accelerator)
     processes = Processes(describe_world(config, device), device)
@@ -85,7 +82,8 @@ def _train(config: TrainConfig, spec: BackboneSpec, audited: Audit, run: Run, pr
         result = _finish(config, manifest, run, fitted, seconds)
         watch.conclude(result)
     then = shlex.join(["finetune", "export", f"run={run.path}", "output=models"])
-    return "\n".join([summarise(result), f"report: {run.report}", f"next: {then}"])
+    took_s = time.monotonic() - config.began
+    return "\n".join([f"{summarise(result)}, {took_s:.0f} s", f"report: {run.report}", f"next: {then}"])
 
 
 def summarise(result: Result) -> str:
@@ -96,11 +94,7 @@ def summarise(result: Result) -> str:
     learned = ""
     if result.left_out:
         learned = f"\nbudget_minutes left no time for {result.left_out} of {result.photos['train']} training photos"
-    return (
-        f"{', '.join(accuracies)}; "
-        f"{result.backbone} at {result.image_size} px, freeze={result.freeze}, {result.train_seconds:.0f} s\n"
-        f"imbalance: {result.imbalance} ({result.imbalance_reason}){learned}"
-    )
+    return f"{', '.join(accuracies)}; {result.backbone} at {result.image_size} px, freeze={result.freeze}{learned}"
 
 
 def _both(split: str, accuracy: float, balanced: float) -> str:

@@ -21,8 +21,8 @@ from tests.training.test_processes import start
 from tests.training.test_train import split_folders
 
 RATES = np.geomspace(LOWEST, HIGHEST, 100)
-SEARCH = (*TINY, "trainer.max_epochs=2", "data.batch_size=5", "trainer.accelerator=cpu", "trainer.search_steps=30")
-AUTO = "optimizer.learning_rate=auto"
+SEARCH = (*TINY, "trainer.max_epochs=2", "data.batch_size=5", "trainer.accelerator=cpu")
+AUTO = ("optimizer.learning_rate=auto", "trainer.search_steps=30")
 
 
 def curve(losses: np.ndarray) -> RateCurve:
@@ -76,7 +76,7 @@ def test_the_picture_marks_the_chosen_rate_where_it_lies() -> None:
 def test_the_rate_found_is_used_kept_and_nothing_else_changes(photos: Path, tmp_path: Path) -> None:
     words = ["train", f"data.root={photos}", *SEARCH, "freeze=full", "head.dropout=0.5", "optimizer.layer_decay=0.9"]
     found = tmp_path / "found"
-    assert run([*words, f"output={found}", AUTO]) == 0
+    assert run([*words, f"output={found}", *AUTO]) == 0
     rate = json.loads((found / "learning_rate.json").read_text())
     assert LOWEST < rate < HIGHEST
     assert "learning_rate: auto" in (found / "config.yaml").read_text()
@@ -92,12 +92,12 @@ def test_the_rate_found_is_used_kept_and_nothing_else_changes(photos: Path, tmp_
     typed, after_search = weights(tmp_path / "typed"), weights(found)
     assert all(torch.equal(typed[name], after_search[name]) for name in typed)
     # and the same search finds the same
-    assert run([*words, f"output={tmp_path / 'again'}", AUTO]) == 0
+    assert run([*words, f"output={tmp_path / 'again'}", *AUTO]) == 0
     assert (tmp_path / "again" / "learning_rate.csv").read_bytes() == (found / "learning_rate.csv").read_bytes()
 
 
 def test_a_resumed_run_does_not_search_again_and_a_corrected_one_does(photos: Path, tmp_path: Path) -> None:
-    words = ["train", f"data.root={photos}", f"output={tmp_path / 'run'}", *SEARCH, "freeze=gradual", AUTO]
+    words = ["train", f"data.root={photos}", f"output={tmp_path / 'run'}", *SEARCH, "freeze=gradual", *AUTO]
     assert run(words) == 0
     (tmp_path / "run" / "result.json").unlink()
     (tmp_path / "run" / "learning_rate.json").write_text("0.0123")
@@ -122,7 +122,7 @@ def test_batches_that_make_one_step_are_searched_as_one(tmp_path: Path) -> None:
         "model.backbone=test_vit",
         "freeze=full",
         "augment=none",
-        AUTO,
+        AUTO[0],
     ]
     words += [*TINY[1:2], "data.num_workers=0", "trainer.max_epochs=1", "trainer.accelerator=cpu"]
     words += ["trainer.search_steps=20", "schedule=none", "optimizer=momentum"]
@@ -136,7 +136,7 @@ def test_batches_that_make_one_step_are_searched_as_one(tmp_path: Path) -> None:
 
 
 def test_a_damaged_answer_is_named(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["train", f"data.root={photos}", f"output={tmp_path / 'run'}", *SEARCH, "freeze=full", AUTO]
+    words = ["train", f"data.root={photos}", f"output={tmp_path / 'run'}", *SEARCH, "freeze=full", *AUTO]
     assert run(words) == 0
     (tmp_path / "run" / "result.json").unlink()
     (tmp_path / "run" / "learning_rate.json").write_text("{")

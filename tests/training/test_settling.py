@@ -72,27 +72,6 @@ def test_epochs_of_the_head_alone_leave_some_for_the_layers() -> None:
         settle_epochs(config, 10, 1)
 
 
-@pytest.mark.parametrize(
-    ("word", "freeze"),
-    [
-        ("optimizer.l1=0.1", "auto"),
-        ("trainer.ema_decay=0.9", "head"),
-        ("trainer.soup=2", "auto"),
-        ("freeze.head_epochs=1", "head"),
-    ],
-)
-def test_what_a_fitted_head_would_ignore_is_refused(
-    word: str, freeze: str, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    words = ["train", f"data.root={photos}", f"output={tmp_path / 'run'}", *TINY, f"freeze={freeze}"]
-    assert run([*words, word]) == 2
-    chosen = "freeze=auto came to head" if freeze == "auto" else "freeze=head"
-    assert capsys.readouterr().err.splitlines()[-1] == (
-        f"finetune train: {chosen}, which learns from kept features and does not use {word.partition('=')[0]}; "
-        "leave that out (a recipe= may have set it), or choose freeze=partial, full or gradual"
-    )
-
-
 def test_zeros_and_their_moving_average_exclude_each_other(
     photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import torch
 import yaml
 
 from finetune.cli import run
+from finetune.config import TrainConfig
 from finetune.errors import FinetuneError
 from finetune.run import FinishedRun, Run
 from tests.conftest import CLASSES, TINY, paint, paint_folder
@@ -49,6 +51,16 @@ def test_a_head_only_run_learns_three_colours_and_leaves_every_file(tiny_run: Pa
     report = (tiny_run / "report.html").read_text()
     assert "100.0 %" in report
     assert all(label in report for label in CLASSES)
+
+
+def test_the_seconds_that_a_person_sees_are_those_of_the_whole_command(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    began = time.monotonic() - 5000
+    monkeypatch.setattr(TrainConfig, "began", property(lambda config: began))
+    assert run(["train", f"data.root={photos}", f"output={tmp_path / 'run'}", *TINY]) == 0
+    assert re.search(r", freeze=head, 5\d\d\d s$", capsys.readouterr().out.splitlines()[0])
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["train_seconds"] < 1000
 
 
 def test_checkpoints_load_without_running_their_pickle(tiny_run: Path) -> None:
@@ -86,7 +98,7 @@ def test_layers_train_and_only_the_planned_ones_move(
     torch.save(pretrained, file)
     words = [word for word in LAYERS if not word.startswith("model.weights")]
     words += [f"freeze={depth}", f"optimizer={optimizer}", f"model.weights={file}"]
-    words += ["optimizer.learning_rate=0.01", "freeze.top_groups=1"]
+    words += ["optimizer.learning_rate=0.01", *(["freeze.top_groups=1"] if depth == "partial" else [])]
     assert run(["train", f"data.root={photos}", f"output={output}", *words]) == 0
     trained = {name.removeprefix("backbone.network."): tensor for name, tensor in weights(output).items()}
     moved = {name for name in pretrained if name in trained and not torch.equal(trained[name], pretrained[name])}
@@ -98,7 +110,7 @@ def test_layers_train_and_only_the_planned_ones_move(
     assert result["freeze"] == depth
     assert (result["trainable_parameters"] < result["total_parameters"]) == (depth == "partial")
     rows = table(output / "metrics.csv")
-    assert [row["epoch"] for row in rows] == ["0", "1"]
+    assert [row["epoch"] for row in rows] == ["1", "2"]
     assert (output / "colour_pca.json").is_file()
 
 
@@ -230,16 +242,17 @@ def kill_when(condition: Path, command: list[str], number: signal.Signals) -> in
     ("number", "code", "freeze"),
     [
         # a depth begins to train every 8 epochs: five of them, before and after the end
-        (signal.SIGKILL, -9, "gradual"),
-        (signal.SIGINT, 130, "full"),
+        (signal.SIGKILL, -9, ["freeze=gradual", "freeze.epochs_per_group=8"]),
+        (signal.SIGINT, 130, ["freeze=full"]),
     ],
 )
-def test_an_interrupted_run_resumes_to_its_end(tmp_path: Path, number: signal.Signals, code: int, freeze: str) -> None:
+def test_an_interrupted_run_resumes_to_its_end(
+    tmp_path: Path, number: signal.Signals, code: int, freeze: list[str]
+) -> None:
     photos = paint_folder(tmp_path / "photos")
     words = [
         *TINY,
-        f"freeze={freeze}",
-        "freeze.epochs_per_group=8",
+        *freeze,
         "data.batch_size=5",
         "trainer.max_epochs=40",
         "trainer.patience=40",
@@ -255,7 +268,7 @@ def test_an_interrupted_run_resumes_to_its_end(tmp_path: Path, number: signal.Si
     assert done.returncode == 0, done.stderr
     assert "resuming from" in done.stderr
     rows = table(tmp_path / "run" / "metrics.csv")
-    assert [int(row["epoch"]) for row in rows] == list(range(40))
+    assert [int(row["epoch"]) for row in rows] == list(range(1, 41))
     resumed, uninterrupted = weights(tmp_path / "run"), weights(tmp_path / "whole")
     assert all(torch.equal(resumed[name], uninterrupted[name]) for name in uninterrupted)
 
@@ -415,7 +428,7 @@ def test_clipped_gradients_move_weights_no_further_than_the_norm_allows(tmp_path
 def test_an_unknown_optimizer_is_refused_before_photos_are_read(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(["train", f"data.root={tmp_path / 'none'}", f"output={tmp_path / 'run'}", "optimizer.name=lions"]) == 2
+    assert run(["train", f"data.root={tmp_path}", f"output={tmp_path / 'run'}", "optimizer.name=lions"]) == 2
     assert "optimizer.name=lions: timm has no such optimizer; did you mean 'lion'?" in capsys.readouterr().err
 
 
