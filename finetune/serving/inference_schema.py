@@ -93,7 +93,7 @@ INDEX: dict[str, Any] = {
     "requestBody": {
         "required": False,
         "description": "whether to list those alone that are ready",
-        "content": {"application/json": {"schema": _object(ready={"type": "boolean"})}},
+        "content": {"application/json": {"schema": _object(ready={"type": ["boolean", "null"]})}},
     }
 }
 LOAD: dict[str, Any] = {
