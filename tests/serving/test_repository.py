@@ -111,6 +111,17 @@ async def test_a_damaged_version_changes_nothing(models: Path, photo: bytes, cap
     assert all(row["state"] == "READY" for row in repository.index())
 
 
+async def test_a_model_that_nobody_could_ask_for_is_not_served(models: Path) -> None:
+    repository = await opened(models)
+    shutil.copytree(models / "tiny", models / "stats")
+    await settled(repository)
+    assert repository.names == ["tiny"]
+    with pytest.raises(Refusal, match="counts what all models did: give the model stats another name"):
+        await repository.load("stats")
+    with pytest.raises(FinetuneError, match="give the model stats another name"):
+        await opened(models)
+
+
 async def test_what_is_damaged_at_the_start_is_not_served_at_all(models: Path) -> None:
     damage(models / "tiny" / "1")
     with pytest.raises(FinetuneError, match="sha256 differs"):
