@@ -10,8 +10,6 @@ import os
 import socket
 import ssl
 import sys
-import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -39,8 +37,6 @@ log = logging.getLogger(__name__)
 
 # When the server ends: for clients that have connected, and speak TLS.
 LAST_HANDSHAKES_S = 1
-# After it: for photos that a thread decodes or runs, which cannot be stopped.
-LAST_WORK_S = 1
 
 
 def main(config: ServeConfig) -> str:
@@ -64,20 +60,7 @@ def main(config: ServeConfig) -> str:
             server.run(sockets=[listener])
     if failures:
         raise failures[0]
-    leave_threads_behind()
     return "stopped"
-
-
-def leave_threads_behind() -> None:
-    """End the process soon, whatever its threads still work on: what they would answer nobody waits for any more."""
-
-    def end() -> None:
-        time.sleep(LAST_WORK_S)
-        logging.shutdown()
-        sys.stdout.flush()
-        os._exit(0)
-
-    threading.Thread(target=end, daemon=True).start()
 
 
 class Service(NamedTuple):

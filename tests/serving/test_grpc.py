@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
+import json
 import re
 import socket
 import struct
@@ -31,7 +33,7 @@ from finetune.serving.grpc_server import QUICK_BYTES, GrpcServer
 from finetune.serving.keys import Keys
 from finetune.serving.metrics import Metrics
 from finetune.serving.predictor import open_predictor
-from tests.serving.conftest import Server, Start, assembled, serve_config, start, until
+from tests.serving.conftest import Server, Start, assembled, make_certificate, serve_config, start, until
 
 KEY, CHIEF = "a-clerk-who-asks", "a-chief-who-rules"
 CALLS = 12
@@ -404,6 +406,21 @@ def test_both_end_in_one_time_of_grace(tiny_models: Path, start_server: Start, r
         never.set()
         assert stuck.exception(10) is not None
     assert "Traceback" not in server.log.read_text()
+
+
+def test_what_is_no_tls_leaves_no_line_that_is_no_json(tiny_models: Path, start_server: Start, tmp_path: Path) -> None:
+    port = free_port()
+    server = start_server(tiny_models, f"grpc_port={port}", "logs=json", *make_certificate(tmp_path))
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
+        client.sendall(b"GET / HTTP/1.1\r\n\r\n" * 10)
+        # it hangs up when it has seen what that is
+        with contextlib.suppress(ConnectionResetError):
+            while client.recv(65536):
+                pass
+    server.process.terminate()
+    assert server.process.wait(20) == 0
+    *_, last = [json.loads(line) for line in server.log.read_text().splitlines()[:-1]]
+    assert last["level"] == "info"
 
 
 def test_a_port_in_use_ends_the_server_with_the_reason(tiny_models: Path, address: str) -> None:
