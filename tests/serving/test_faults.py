@@ -660,3 +660,15 @@ async def test_photos_that_are_none_count_as_work_done(tiny_models: Path, monkey
     monkeypatch.setattr(model.admission, "measure", counted.append)
     await asyncio.gather(*(model.classify([b"no photo"]) for _ in range(20)))
     assert counted == [1] * 20
+
+
+def test_too_few_open_files_for_the_connections_are_told(tiny_models: Path, start_server: Start) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (600, hard))
+    try:
+        few, enough = start_server(tiny_models), start_server(tiny_models, "limits.connections=500")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    told = "600 open files are allowed, too few for limits.connections=1000, and connections past them are reset: set "
+    assert f"{told}ulimit -n 1100 or more, or limits.connections=500 or less" in few.log.read_text()
+    assert "open files" not in enough.log.read_text()
