@@ -11,14 +11,17 @@ import shlex
 import signal
 import sys
 import textwrap
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, NoReturn
 
 from finetune import config
+from finetune.ending import leave_threads_behind
 from finetune.errors import FinetuneError, Interrupted, SweepError, nearest
 from finetune.schema import Section, Typed, describe, parse, path_keys
+from finetune.serving import logs
 from finetune.sweeps.command_line import flags_first, is_sweep, require_one_run
 from finetune.sweeps.jobs import Sweep, begin_job, end_job
 
@@ -41,9 +44,12 @@ OUTSIDE = {
 
 @dataclass(frozen=True)
 class Command:
+    """last_work_s: for threads that cannot be stopped, once the command has ended; None: as long as they take."""
+
     schema: type[Section]
     # imported only when the command runs: `finetune serve` must not wait for torch
     module: str
+    last_work_s: float | None = None
 
 
 COMMANDS = {
@@ -52,14 +58,19 @@ COMMANDS = {
     "evaluate": Command(config.EvaluateConfig, "finetune.evaluation.evaluate"),
     "export": Command(config.ExportConfig, "finetune.export.command"),
     "predict": Command(config.PredictConfig, "finetune.serving.predict"),
-    "serve": Command(config.ServeConfig, "finetune.serving.serve"),
+    "serve": Command(config.ServeConfig, "finetune.serving.serve", last_work_s=1),
     "models": Command(config.ModelsConfig, "finetune.models.listing"),
 }
 
 
 def main(argv: list[str] | None = None) -> NoReturn:
     """Run one command and exit: 0 done, 2 wrong input, 1 our fault, 130 interrupted."""
-    sys.exit(run(sys.argv[1:] if argv is None else argv))
+    words = sys.argv[1:] if argv is None else argv
+    code = run(words)
+    command = COMMANDS.get("".join(words[:1]))
+    if command and command.last_work_s:
+        leave_threads_behind(command.last_work_s, code)
+    sys.exit(code)
 
 
 def run(argv: list[str]) -> int:
@@ -68,6 +79,7 @@ def run(argv: list[str]) -> int:
         print(_overview())
         return DONE
     name, *arguments = argv
+    say = _say_as_asked(argv)
     try:
         if name not in COMMANDS:
             raise FinetuneError(f"unknown command '{name}'{nearest(name, COMMANDS)}\n\n{_overview()}")
@@ -78,7 +90,7 @@ def run(argv: list[str]) -> int:
         signal.signal(signal.SIGTERM, _interrupt)
         _through_hydra(name, flags_first(arguments))
     except FinetuneError as error:
-        print(f"finetune {name}: {error}" if name in COMMANDS else f"finetune: {error}", file=sys.stderr)
+        say(f"finetune {name}: {error}" if name in COMMANDS else f"finetune: {error}")
         return error.exit_code
     except BrokenPipeError:
         # the reader of our output (`| head`) has gone; Python would complain once more when it closes stdout
@@ -90,14 +102,22 @@ def run(argv: list[str]) -> int:
             raise
         place = f": {error.filename}" if error.filename else ""
         reason = error.strerror or f"writing failed, is the disk full? ({error})"
-        print(f"finetune {name}: {reason}{place}", file=sys.stderr)
+        say(f"finetune {name}: {reason}{place}")
         return WRONG_INPUT
     except (KeyboardInterrupt, Interrupted) as stop:
-        print(f"finetune {name}: interrupted{'; ' if stop.args else ''}{stop}", file=sys.stderr)
+        say(f"finetune {name}: interrupted{'; ' if stop.args else ''}{stop}")
         if name == "train":
-            print(f"the same command goes on from there:\n  finetune {shlex.join(argv)}", file=sys.stderr)
+            say(f"the same command goes on from there:\n  finetune {shlex.join(argv)}")
         return INTERRUPTED
     return DONE
+
+
+def _say_as_asked(argv: list[str]) -> Callable[[str], None]:
+    """Return what says on stderr how a command ended: in JSON for logs=json, though its server may never begin."""
+    if argv[0] == "serve" and "logs=json" in argv:
+        logs.set_up("json")
+        return logging.getLogger(__name__).error
+    return lambda words: print(words, file=sys.stderr)
 
 
 def conf_dir() -> Path:

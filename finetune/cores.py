@@ -29,8 +29,8 @@ class CpuSession:
         """model: a file or its content."""
         size = len(model) if isinstance(model, bytes) else Path(model).stat().st_size
         divides = threads > 1 and size <= 1e6 * MOST_MB
-        self._alone = _open(model, threads, spins=divides)
-        self._beside = _open(model, 1, spins=False) if divides else self._alone
+        self._alone = _open(model, _spinning(threads) if divides else _sleeping(threads))
+        self._beside = _open(model, _sleeping(1)) if divides else self._alone
 
     def run(self, outputs: Sequence[str] | None, inputs: Mapping[str, Any]) -> list[Any]:
         """Return the outputs that are named, or all, as `onnxruntime.InferenceSession.run` does."""
@@ -73,14 +73,24 @@ def at_work() -> Iterator[bool]:
                 _workers.count -= 1
 
 
-def _open(model: str | bytes, threads: int, spins: bool) -> Any:
-    """spins: threads wait for the next layer in a loop, a fifth of a small model's time won where no other call is."""
+def _open(model: str | bytes, options: Any) -> Any:
+    return ort.InferenceSession(model, options, providers=[CPU])
+
+
+def _spinning(threads: int) -> Any:
+    """Threads wait for the next layer in a loop: a fifth of a small model's time won where no other call is."""
     options = session_options()
     options.intra_op_num_threads = threads
-    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spins)))
     # after the last layer the cores belong to those who decode photos
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    return ort.InferenceSession(model, options, providers=[CPU])
+    return options
+
+
+def _sleeping(threads: int) -> Any:
+    """Threads leave their cores to others while they wait for the next layer."""
+    options = _spinning(threads)
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return options
 
 
 def session_options() -> Any:

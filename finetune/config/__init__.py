@@ -11,12 +11,12 @@ from finetune.config.commands import (
     CheckConfig,
     EvaluateConfig,
     ExportConfig,
-    ModelName,
     ModelsConfig,
     PredictConfig,
     TrainConfig,
 )
 from finetune.config.head import HeadConfig
+from finetune.config.names import HIDDEN_NAMES, ModelName
 from finetune.config.photos import DataConfig, SourceConfig
 from finetune.config.serving import BatchConfig, LimitsConfig, ServeConfig
 from finetune.config.training import (
@@ -32,6 +32,7 @@ from finetune.config.training import (
 )
 
 __all__ = [
+    "HIDDEN_NAMES",
     "NO_OTHER_RUN",
     "AugmentConfig",
     "BatchConfig",

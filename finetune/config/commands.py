@@ -6,12 +6,13 @@ import time
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, PrivateAttr, ValidationInfo, field_validator, model_validator
+from pydantic import Field, PrivateAttr, ValidationInfo, field_validator, model_validator
 
 from finetune.config.augment import AugmentConfig
 from finetune.config.devices import Device, EngineCache
 from finetune.config.head import HeadConfig
 from finetune.config.idle import idle_keys
+from finetune.config.names import ModelName
 from finetune.config.photos import DataConfig, Fit, SidePx, SourceConfig
 from finetune.config.rates import scale_learning_rate
 from finetune.config.training import (
@@ -24,10 +25,7 @@ from finetune.config.training import (
     ScheduleConfig,
     TrainerConfig,
 )
-from finetune.schema import Address, Fraction, Place, Section, Typed, as_text
-
-# As a folder and in an address, on every platform that serves models.
-ModelName = Annotated[str, BeforeValidator(as_text), Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+from finetune.schema import Address, Fraction, Place, Section, Typed
 
 
 class TrainConfig(Section):

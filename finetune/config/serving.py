@@ -9,8 +9,10 @@ from pydantic import Field, model_validator
 from finetune.config.devices import Device, EngineCache
 from finetune.schema import Place, Section
 
-Seconds = Annotated[float, Field(gt=0)]
-Count = Annotated[int, Field(ge=1)]
+DAY_S = 86_400
+Seconds = Annotated[float, Field(gt=0, le=DAY_S)]
+SecondsOrNone = Annotated[float, Field(ge=0, le=DAY_S)]
+Count = Annotated[int, Field(ge=1, le=1_000_000)]
 
 
 class BatchConfig(Section):
@@ -27,8 +29,11 @@ class BatchConfig(Section):
 class LimitsConfig(Section):
     """What is refused, so that the rest is answered."""
 
-    body_mb: Annotated[float, Field(gt=0)] = Field(description="largest request body in MB, decompressed; above it 413")
-    photos: Count = Field(description="most photos in one request; above it 413")
+    # gRPC's own limit is a number of 32 bits
+    body_mb: Annotated[float, Field(gt=0, le=2000)] = Field(
+        description="largest request body in MB, decompressed; above it 413"
+    )
+    photos: Annotated[int, Field(ge=1, le=10_000)] = Field(description="most photos in one request; above it 413")
     megapixels: Annotated[float, Field(gt=0, le=100)] = Field(
         description="most pixels of a photo, in millions, by its header; above it 422"
     )
@@ -41,7 +46,9 @@ class LimitsConfig(Section):
     )
     idle_s: Seconds = Field(description="time that a connection is kept open without a request")
     connections: Count = Field(description="open connections at most; one more gets 503 and is closed")
-    held_mb: Annotated[float, Field(gt=0)] = Field(description="MB of all requests' bodies at one time; above it 503")
+    held_mb: Annotated[float, Field(gt=0, le=1_000_000)] = Field(
+        description="MB of all requests' bodies at one time; above it 503"
+    )
     per_client: Count | None = Field(
         description="requests of one client, by key or else by address, at one time; above it 429; null: any"
     )
@@ -67,12 +74,14 @@ class ServeConfig(Section):
     device: Device = Field(description="auto: cuda if it works, else cpu; any other: that or refuse")
     engine_cache: EngineCache
     gpu_memory_mb: Count | None = Field(description="most GPU memory that a model may take; null: all there is")
-    threads: Literal["auto"] | Count = Field(description="processor threads per model; auto: cores")
+    threads: Literal["auto"] | Annotated[int, Field(ge=1, le=512)] = Field(
+        description="processor threads per model; auto: cores"
+    )
     versions: Literal["latest", "all"] = Field(description="which versions of each model; routes= may name others")
     routes: Place | None = Field(
         description="YAML file of names and the versions, with shares, that answer to each; read again when changed"
     )
-    reload_s: Annotated[float, Field(ge=0)] = Field(
+    reload_s: SecondsOrNone = Field(
         description="seconds between two looks at the repository for what is new; 0: only at the start and on demand"
     )
     batch: BatchConfig
@@ -87,10 +96,10 @@ class ServeConfig(Section):
     telemetry: Literal["none", "otlp"] = Field(
         description="otlp: a trace of each request to OTEL_EXPORTER_OTLP_ENDPOINT, as OpenTelemetry's variables say"
     )
-    drain_s: Annotated[float, Field(ge=0)] = Field(
+    drain_s: SecondsOrNone = Field(
         description="seconds after SIGTERM in which it is not ready but still takes requests, for balancers to notice"
     )
-    grace_s: Count = Field(description="seconds that running requests get after that")
+    grace_s: Annotated[int, Field(ge=1, le=DAY_S)] = Field(description="seconds that running requests get after that")
 
     @model_validator(mode="after")
     def _key_and_certificate(self) -> ServeConfig:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
 from finetune.bundle import SCHEMA, Bundle, BundleInfo, ModelCard, Parity, open_bundle
-from finetune.config import ExportConfig, ModelName
+from finetune.config import HIDDEN_NAMES, ExportConfig, ModelName
 from finetune.errors import FinetuneError
 from finetune.export.card import model_card, recorded_evaluations
 from finetune.export.checkpoint import from_checkpoint
@@ -125,7 +125,8 @@ def _open(config: ExportConfig) -> Source:
         TypeAdapter(ModelName).validate_python(source.card.name)
     except ValidationError:
         raise FinetuneError(
-            f"'{source.card.name}' cannot be a model's name; give name=, of letters, digits, . _ -"
+            f"'{source.card.name}' cannot be a model's name; give name=, of letters, digits, . _ - and none of "
+            f"{', '.join(HIDDEN_NAMES)}"
         ) from None
     return source
 

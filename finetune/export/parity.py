@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finetune.bundle import Parity
+from finetune.cores import at_work
 from finetune.data.manifest import Photo
 from finetune.errors import ParityError
 from finetune.evaluation.scoring import answer_with_torch
@@ -81,7 +82,9 @@ def onnx_probabilities(predictor: Predictor, files: Sequence[Readable]) -> Proba
     """
 
     def answer(batch: Sequence[int]) -> Probabilities:
-        return predictor.run(np.stack([predictor.load(files[number]) for number in batch]))
+        # decoding takes a core as well: else a run beside it would take all of them
+        with at_work():
+            return predictor.run(np.stack([predictor.load(files[number]) for number in batch]))
 
     batches = list(_batches(len(files)))
     answers = track(ordered_map(answer, batches), "comparing the exported model", len(batches), "batches")

@@ -129,7 +129,7 @@ def create_app(
     app.include_router(status_router(repository, metrics))
     app.include_router(inference_router(repository, limits, parsing))
     # what FastAPI makes of the routes is kept by it, and so is what is added
-    declare_keys(app.openapi(), needed=bool(keys.known))
+    declare_keys(app.openapi(), keys.keyless)
     declare_headers(app.openapi())
     return app
 

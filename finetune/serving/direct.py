@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from typing import Any
 
 from fastapi import Request
@@ -11,12 +11,15 @@ from fastapi.responses import Response
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
 
+from finetune.errors import nearest
+from finetune.serving.refusal import LONGEST_QUOTE, Refusal, quoted
+
 
 class DirectRoute(APIRoute):
     """Calls its function with the request, the path's parameters and, where it takes `query`, that model of the query.
 
-    The function's signature says it all, as for any route of FastAPI; but parameters of a path are text, and one that
-    is declared otherwise than by a model stays as it is.
+    The function's signature says it all, as for any route of FastAPI; but parameters of a path are text, one that is
+    declared otherwise than by a model stays as it is, and one of a query that its model does not know is refused.
     """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
@@ -32,6 +35,7 @@ class DirectRoute(APIRoute):
         model: type[BaseModel] = asked.field_info.annotation  # type: ignore[assignment]
 
         async def answer_query(request: Request) -> Response:
+            _require_known(request.query_params, model.model_fields)
             try:
                 query = model.model_validate(dict(request.query_params))
             except ValidationError as problem:
@@ -40,3 +44,11 @@ class DirectRoute(APIRoute):
             return response
 
         return answer_query
+
+
+def _require_known(given: Collection[str], known: Collection[str]) -> None:
+    """Raise Refusal 422 for a parameter that would be passed over, as one that is misspelt would."""
+    for name in given:
+        if name not in known:
+            guess = nearest(name[:LONGEST_QUOTE], known)
+            raise Refusal(422, f"unknown parameter {quoted(name)}{guess} (there are: {', '.join(known)})")

@@ -77,11 +77,7 @@ class Drift:
         self._weight, self._sum, self._squares = 1.0, 0.0, 0.0
         self._lock = Lock()
 
-    def add(self, probabilities: Probabilities) -> None:
-        """Take answers (N, classes) into the window."""
-        self.add_answers(probabilities.argmax(axis=1).tolist(), probabilities.max(axis=1).tolist())
-
-    def add_answers(self, classes: Sequence[int], confidences: Sequence[float]) -> None:
+    def add(self, classes: Sequence[int], confidences: Sequence[float]) -> None:
         """Take answers into the window, each as the number of its class and that class's probability."""
         if not self.has_reference:
             return

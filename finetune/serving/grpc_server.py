@@ -21,7 +21,7 @@ from finetune.serving.asking import Facts
 from finetune.serving.bodies import Patience
 from finetune.serving.envelope import identify
 from finetune.serving.grpc_messages import read_infer
-from finetune.serving.inference import describe_model, describe_server, infer
+from finetune.serving.inference import configuration, describe_model, describe_server, describe_versions, infer
 from finetune.serving.keys import Keys, Role
 from finetune.serving.logs import request_id
 from finetune.serving.metrics import Metrics
@@ -149,6 +149,7 @@ class GrpcServer:
             self.ModelReady,
             self.ServerMetadata,
             self.ModelMetadata,
+            self.ModelConfig,
             self.ModelInfer,
             self.ModelStatistics,
             self.RepositoryIndex,
@@ -241,6 +242,10 @@ class GrpcServer:
             **describe_model(model, self._repository.models.get(message.name, {}))
         )
 
+    async def ModelConfig(self, message: Any, _: Facts) -> Any:
+        model = self._repository.find(message.name, message.version or None)
+        return self._messages.ModelConfigResponse(config=configuration(model))
+
     async def ModelInfer(self, message: Any, facts: Facts) -> Any:
         name, version = message.model_name, message.model_version or None
         self._repository.require(name, version)
@@ -265,8 +270,7 @@ class GrpcServer:
         return self._messages.ModelStatisticsResponse(model_stats=[m.metrics.statistics() for m in models])
 
     async def RepositoryIndex(self, message: Any, _: Facts) -> Any:
-        rows = [row for row in self._repository.index() if row["state"] == "READY" or not message.ready]
-        return self._messages.RepositoryIndexResponse(models=rows)
+        return self._messages.RepositoryIndexResponse(models=describe_versions(self._repository, message.ready))
 
     async def RepositoryModelLoad(self, message: Any, _: Facts) -> Any:
         await self._repository.load(message.model_name)

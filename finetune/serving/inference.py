@@ -67,6 +67,11 @@ def describe_model(model: LiveModel, versions: Mapping[int, LiveModel]) -> dict[
     }
 
 
+def describe_versions(repository: Repository, ready: bool) -> list[dict[str, str]]:
+    """Return each version's state in the protocol's words; ready: whether a client wants only those that answer."""
+    return [row for row in repository.index() if row["state"] == "READY" or not ready]
+
+
 def configuration(model: LiveModel) -> dict[str, Any]:
     """Return a model as Triton's ModelConfig."""
     side_px = model.predictor.preprocessing.image_size

@@ -20,10 +20,17 @@ from finetune.config import LimitsConfig
 from finetune.serving.bodies import Patience
 from finetune.serving.compression import compress
 from finetune.serving.direct import DirectRoute
-from finetune.serving.inference import ENCODED, configuration, describe_model, describe_server, infer
-from finetune.serving.inference_schema import ANSWERED, ASKED, LOAD
+from finetune.serving.inference import (
+    ENCODED,
+    configuration,
+    describe_model,
+    describe_server,
+    describe_versions,
+    infer,
+)
+from finetune.serving.inference_schema import ANSWERED, ASKED, INDEX, LOAD
 from finetune.serving.live import LiveModel
-from finetune.serving.protocol import HEADER_LENGTH, parse_parameters, parse_request, render_response
+from finetune.serving.protocol import HEADER_LENGTH, parse_parameters, parse_ready, parse_request, render_response
 from finetune.serving.refusal import Refusal
 from finetune.serving.repository import Repository
 
@@ -131,10 +138,10 @@ def inference_router(repository: Repository, limits: LimitsConfig, parsing: Exec
                 headers["Vary"] = "Accept-Encoding"
         return Response(content, headers=headers)
 
-    @router.post("/repository/index")
+    @router.post("/repository/index", openapi_extra=INDEX)
     async def index(request: Request) -> list[dict[str, str]]:
         """List every version that is served, and what could not be."""
-        return repository.index()
+        return describe_versions(repository, parse_ready(await request.body()))
 
     @router.post("/repository/models/{name}/load", openapi_extra=LOAD, response_class=Response)
     async def load(request: Request, name: str) -> Response:

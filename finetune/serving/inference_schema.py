@@ -89,6 +89,13 @@ ANSWERED: dict[int | str, dict[str, Any]] = {
         "headers": {HEADER_LENGTH: LENGTH},
     }
 }
+INDEX: dict[str, Any] = {
+    "requestBody": {
+        "required": False,
+        "description": "whether to list those alone that are ready",
+        "content": {"application/json": {"schema": _object(ready={"type": ["boolean", "null"]})}},
+    }
+}
 LOAD: dict[str, Any] = {
     "requestBody": {
         "required": False,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from finetune.config.serving import LimitsConfig
 from finetune.serving.envelope import GIVEN_ID
 from finetune.serving.guard import role_of
+from finetune.serving.keys import Role
 
 SCHEMES = {
     "Bearer": {"type": "http", "scheme": "bearer", "description": "Authorization: Bearer KEY"},
@@ -36,8 +38,8 @@ def description(limits: LimitsConfig) -> str:
     return "\n".join([about, "", "| key | here | meaning |", "| --- | --- | --- |", *rows])
 
 
-def declare_keys(schema: dict[str, Any], needed: bool) -> None:
-    """Add to an OpenAPI schema how a key is sent, and where; needed: whether predicting takes one here."""
+def declare_keys(schema: dict[str, Any], keyless: Collection[Role]) -> None:
+    """Add to an OpenAPI schema how a key is sent, and where; keyless: roles that anybody has here."""
     schema.setdefault("components", {})["securitySchemes"] = SCHEMES
     for path, methods in schema["paths"].items():
         role = role_of(path)
@@ -46,7 +48,7 @@ def declare_keys(schema: dict[str, Any], needed: bool) -> None:
         ways: list[dict[str, list[str]]] = [{name: []} for name in SCHEMES]
         for operation in methods.values():
             # an empty way: none is needed
-            operation["security"] = ways if needed or role == "admin" else [*ways, {}]
+            operation["security"] = [*ways, {}] if role in keyless else ways
 
 
 def declare_headers(schema: dict[str, Any]) -> None:

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finetune.bundle import Bundle, open_bundle
-from finetune.config import BatchConfig, LimitsConfig, ServeConfig
-from finetune.errors import ImageError
+from finetune.config import HIDDEN_NAMES, BatchConfig, LimitsConfig, ServeConfig
+from finetune.errors import FinetuneError, ImageError
 from finetune.golden import read_answers
 from finetune.parallel import usable_cores
 from finetune.preprocess import Pixels, load_pixels
@@ -149,6 +149,8 @@ def open_live(folder: Path, target: Target, config: ServeConfig, cores: Turns, m
 
     Raises FinetuneError, or what onnxruntime raises.
     """
+    if target.model in HIDDEN_NAMES:
+        raise FinetuneError(f"{HIDDEN_NAMES[target.model]}: give the model {target.model} another name")
     bundle = open_bundle(folder)
     threads = None if config.threads == "auto" else config.threads
     predictor = open_predictor(bundle, config.device, threads, config.engine_cache, config.gpu_memory_mb)

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from datetime import UTC, datetime
+from types import TracebackType
 from typing import Any, Literal, TextIO
 
 # Set for each request; run_in_executor starts a thread without it, asyncio.to_thread with it.
@@ -73,6 +75,14 @@ def set_up(form: Form, stream: TextIO | None = None) -> None:
     logging.getLogger("finetune").setLevel(logging.INFO)
     # its starting and stopping at level info is what the program says itself
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
+    logging.captureWarnings(True)
+    sys.excepthook = _log_what_ends_the_program
+    # its core writes past every formatter, of connections that fail; read when grpc is imported
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+
+
+def _log_what_ends_the_program(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    logging.getLogger("finetune").critical("ended by a fault of its own", exc_info=(kind, error, trace))
 
 
 def _message(record: logging.LogRecord) -> str:

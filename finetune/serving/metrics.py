@@ -30,17 +30,23 @@ class Metrics:
 
     def __init__(self) -> None:
         registry = CollectorRegistry()
-        self._requests = Counter("finetune_requests", "Requests answered.", ("route", "code"), registry=registry)
-        self._seconds = Histogram(
-            "finetune_request_seconds", "From arrival to answer.", ("route",), registry=registry, buckets=SECONDS
+        self._requests = Counter(
+            "finetune_requests", "Requests answered, over HTTP and gRPC.", ("route", "code"), registry=registry
         )
-        self.in_flight = Gauge("finetune_requests_in_flight", "Requests being answered.", registry=registry)
+        self._seconds = Histogram(
+            "finetune_request_seconds",
+            "From arrival to the answer's end.",
+            ("route",),
+            registry=registry,
+            buckets=SECONDS,
+        )
+        self.in_flight = Gauge("finetune_requests_in_flight", "HTTP requests being answered.", registry=registry)
         self._refusals = Counter("finetune_refusals", "Requests refused.", ("reason",), registry=registry)
         self._load_failures = Counter(
             "finetune_model_load_failures", "Times that a model could not be loaded.", ("model",), registry=registry
         )
-        self._ready = Gauge("finetune_ready", "1 where every model has answered on its provider.", registry=registry)
-        self._draining = Gauge("finetune_draining", "1 where no new requests are taken.", registry=registry)
+        self._ready = Gauge("finetune_ready", "1 while every model answers and no end is near.", registry=registry)
+        self._draining = Gauge("finetune_draining", "1 once it was told to end; it still answers.", registry=registry)
         self._families = Families(registry)
         self._models: dict[tuple[str, str], ModelMetrics] = {}
         self._routes: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
@@ -103,10 +109,6 @@ class Metrics:
 
     def draining(self, draining: bool) -> None:
         self._draining.set(draining)
-
-    def of(self, name: str, version: str) -> ModelMetrics:
-        """Return where to count what a loaded model does; raises KeyError where it is not loaded."""
-        return self._models[name, version]
 
     @property
     def models(self) -> list[ModelMetrics]:

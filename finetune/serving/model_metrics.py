@@ -31,11 +31,15 @@ class Families:
             return Histogram(name, words, MODEL, registry=registry, buckets=buckets)
 
         self.decode = histogram("finetune_decode_seconds", "Decoding and resizing one photo.")
-        self.wait = histogram("finetune_wait_seconds", "One decoded photo's wait for its batch to run.")
+        self.wait = histogram(
+            "finetune_wait_seconds", "One photo's wait for a core, or on a GPU, decoded, for its batch."
+        )
         self.run = histogram("finetune_run_seconds", "One batch through the model.")
         self.batch = histogram("finetune_batch_photos", "Photos in one batch; the sum is all photos.", BATCH_SIZES)
         self.confidence = histogram("finetune_confidence", "Probability of the predicted class.", CONFIDENCES)
-        self.pending = Gauge("finetune_pending_photos", "Photos that are decoded or wait.", MODEL, registry=registry)
+        self.pending = Gauge(
+            "finetune_pending_photos", "Photos that are decoded, wait or run.", MODEL, registry=registry
+        )
         self.predictions = Counter(
             "finetune_predictions",
             f"Photos by predicted class: the model's first {COUNTED_CLASSES} classes, the rest as '{OTHER}'.",
@@ -84,7 +88,7 @@ class ModelMetrics:
         self._statistics.decoded(seconds)
 
     def waited(self, seconds: float) -> None:
-        """A decoded photo stood in the queue for so long before its batch ran."""
+        """A photo waited so long for a core, or a decoded one for its batch."""
         self._wait.observe(seconds)
         self._statistics.waited(seconds)
 
@@ -99,7 +103,7 @@ class ModelMetrics:
         self._statistics.formatted(photos, seconds)
 
     def pending(self, delta: int) -> None:
-        """So many photos more, or fewer, are being decoded or wait."""
+        """So many photos more, or fewer, are decoded, wait or run."""
         self._pending.inc(delta)
         self._statistics.pending(delta)
 
@@ -121,7 +125,7 @@ class ModelMetrics:
         for number, confidence in zip(classes, confidences, strict=True):
             self._predicted[number].inc()
             self._confidence.observe(confidence)
-        self.drift.add_answers(classes, confidences)
+        self.drift.add(classes, confidences)
 
     def statistics(self) -> dict[str, Any]:
         """Return this version's entry in the `model_stats` of the statistics extension."""

@@ -6,16 +6,15 @@ https://github.com/kserve/open-inference-protocol/blob/main/specification/protoc
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 from pydantic_core import from_json, to_json
 
 from finetune.errors import nearest
+from finetune.serving.classification import best_classes
 from finetune.serving.refusal import LONGEST_QUOTE, Refusal, quoted
 from finetune.serving.tensors import Tensor, from_data, from_raw, of_array, to_data, to_raw
 
@@ -47,7 +46,6 @@ class InferRequest:
     """
 
     id: str | None
-    parameters: Mapping[str, Any]
     inputs: Mapping[str, Tensor]
     outputs: tuple[RequestedOutput, ...] | None
     binary_default: bool
@@ -93,7 +91,6 @@ def read_request(document: Json, raw: memoryview) -> InferRequest:
         raise Refusal(400, "the request: id must be a string")
     return InferRequest(
         id=identity,
-        parameters=parameters,
         inputs=_inputs(document, raw),
         outputs=_outputs(document, binary_default),
         binary_default=binary_default,
@@ -109,12 +106,12 @@ def require_few(tensors: int, key: str) -> None:
 
 def parse_parameters(body: bytes) -> Json:
     """Read the parameters of a request that may have no body; refuses what is malformed with 400."""
-    if not body:
-        return {}
-    try:
-        return _parameters(_object(from_json(body), "the request"), "the request")
-    except ValueError as error:
-        raise Refusal(400, f"the request cannot be read as JSON: {error}") from None
+    return _parameters(_document(body), "the request")
+
+
+def parse_ready(body: bytes) -> bool:
+    """Read whether a request, which may have no body, is for ready models only; refuses what is malformed with 400."""
+    return _flag(_document(body), "ready", False, "the request")
 
 
 def render_response(
@@ -157,7 +154,7 @@ def answer_tensors(
     for output in request.wanted(outputs):
         tensor = of_array(output.name, outputs[output.name])
         if output.classification:
-            tensor = _best_classes(tensor, output.classification, (labels or {}).get(output.name, ()))
+            tensor = best_classes(tensor, output.classification, (labels or {}).get(output.name, ()))
         tensors.append(tensor)
     return tensors
 
@@ -175,6 +172,16 @@ def _parted(body: bytes, header_length: str | None) -> tuple[bytes, memoryview]:
     if length > len(body):
         raise Refusal(400, f"{HEADER_LENGTH} is {length}, but the body has {len(body)} bytes")
     return body[:length], memoryview(body)[length:]
+
+
+def _document(body: bytes) -> Json:
+    """Return the JSON of a request that may have no body."""
+    if not body:
+        return {}
+    try:
+        return _object(from_json(body), "the request")
+    except ValueError as error:
+        raise Refusal(400, f"the request cannot be read as JSON: {error}") from None
 
 
 def _inputs(document: Json, raw: memoryview) -> dict[str, Tensor]:
@@ -273,32 +280,3 @@ def _timeout_s(parameters: Json) -> float | None:
     if type(value) is not int or not 0 < value <= MAX_TIMEOUT_US:
         raise Refusal(400, "the request: timeout must be a whole number of microseconds from 1 on")
     return value / 1e6
-
-
-def _best_classes(tensor: Tensor, count: int, labels: Sequence[str]) -> Tensor:
-    """Return the best classes of (..., C) values as BYTES (..., count), best first, each "value:index:label".
-
-    The value is written as by Triton, whose std::to_string has six digits after the point; equal values keep the
-    order of their indices; a class without a label has only "value:index".
-    """
-    values = tensor.values
-    if isinstance(values, list) or values.ndim == 0 or values.dtype.kind == "b":
-        raise Refusal(400, f"output {quoted(tensor.name)}: classification takes numbers of at least one dimension")
-    *outer, classes = values.shape
-    shown = min(count, classes)
-    rows = values.reshape(math.prod(outer), classes)
-    orders = np.argsort(-rows.astype(np.float64), axis=1, kind="stable")[:, :shown]
-    best = np.take_along_axis(rows, orders, axis=1)
-    elements = [
-        _class(value, index, labels)
-        for values_of_row, order in zip(best.tolist(), orders.tolist(), strict=True)
-        for value, index in zip(values_of_row, order, strict=True)
-    ]
-    return Tensor(tensor.name, "BYTES", (*outer, shown), elements)
-
-
-def _class(value: float, index: int, labels: Sequence[str]) -> bytes:
-    number = f"{value:f}" if isinstance(value, float) else str(value)
-    text = f"{number}:{index}:{labels[index]}" if index < len(labels) else f"{number}:{index}"
-    # a label comes from a folder's name, which on Linux may be any bytes
-    return text.encode(errors="backslashreplace")

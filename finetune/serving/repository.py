@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +22,8 @@ from finetune.serving.shelf import Shelf, Signature
 
 log = logging.getLogger(__name__)
 
+# A copy may pause for less; files that stay for so long, and cannot be opened, are a failure.
+QUIET_S = 5
 # Opens a version's folder as the target it is served as; takes seconds, raises what goes wrong.
 Open = Callable[[Path, Target], LiveModel]
 
@@ -31,6 +35,15 @@ class Wanted(NamedTuple):
     routes: dict[str, Route]
 
 
+@dataclass
+class Failure:
+    """What kept files from being opened; told: whether the log and the metrics say so."""
+
+    signature: Signature
+    reason: str
+    told: bool = False
+
+
 class Repository(Catalogue):
     """Holds every version that answers, by name; all of it is used from one event loop."""
 
@@ -40,8 +53,10 @@ class Repository(Catalogue):
         self._config, self._open, self._metrics = config, open_model, metrics
         self._shelf = Shelf(config.models)
         self._opened: dict[Target, Signature] = {}
-        self._failed: dict[Target, tuple[Signature, str]] = {}
-        self._changing: dict[Target, Signature] = {}
+        self._failed: dict[Target, Failure] = {}
+        # the files of the last look, and how many looks before it found the same
+        self._seen: dict[Target, tuple[Signature, int]] = {}
+        self._quiet_looks = max(1, math.ceil(QUIET_S / config.reload_s)) if config.reload_s else 1
         self._unloaded: set[str] = set()
         self._complaint = ""
         self._lock = asyncio.Lock()
@@ -58,6 +73,7 @@ class Repository(Catalogue):
             }
             pinned = {target for route in wanted.routes.values() for target in route.weights}
             for target, error in failures.items():
+                self._tell(target)
                 if target in pinned or not (target.model in self.models or await self._fall_back(target)):
                     raise error
             self._require_targets(wanted.routes)
@@ -78,7 +94,8 @@ class Repository(Catalogue):
         """Open what is new, let go what it replaces, keep what nothing works in place of.
 
         now: a model whose versions are opened at once, those too that failed before; any other is opened when two looks
-        in turn have found the same files, so that a copy that is still being written is not taken for a broken one.
+        in turn have found the same files, as a copy may still be written. One that has paused for longer is tried again
+        when it goes on, and is not told as broken before its files stay as they are.
         """
         async with self._lock:
             try:
@@ -87,8 +104,14 @@ class Repository(Catalogue):
                 self._complain(str(error))
                 return
             for target, signature in wanted.signatures.items():
-                if self._is_due(target, signature, at_once=target.model == now):
+                looks, at_once = self._looks_before(target, signature), target.model == now
+                if at_once:
+                    # what kept it from being opened may be gone, though its files are the same
+                    self._failed.pop(target, None)
+                if (looks or at_once) and self._differs(target, signature):
                     await self._exchange(target, signature)
+                if looks >= self._quiet_looks or at_once:
+                    self._tell(target)
             try:
                 self._require_targets(wanted.routes)
             except FinetuneError as error:
@@ -106,7 +129,7 @@ class Repository(Catalogue):
         """Open a model's versions as they are on disk now; raises Refusal where that does not work."""
         self._unloaded.discard(name)
         await self.refresh(now=name)
-        failures = [reason for target, (_, reason) in self._failed.items() if target.model == name]
+        failures = [failure.reason for target, failure in self._failed.items() if target.model == name]
         if failures:
             raise Refusal(400, f"{name} cannot be loaded: {'; '.join(failures)}")
         if self._complaint:
@@ -164,36 +187,48 @@ class Repository(Catalogue):
         signatures = {target: self._shelf.signature(target) for target in sorted(wanted)}
         return Wanted({target: files for target, files in signatures.items() if files}, routes)
 
-    def _is_due(self, target: Target, signature: Signature, at_once: bool) -> bool:
+    def _looks_before(self, target: Target, signature: Signature) -> int:
+        """Return how many looks in turn, before this one, have found the same files."""
+        known, looks = self._seen.get(target, (None, 0))
+        looks = looks + 1 if known == signature else 0
+        self._seen[target] = (signature, looks)
+        return looks
+
+    def _differs(self, target: Target, signature: Signature) -> bool:
+        """Whether these are other files than those that were opened last, or could not be."""
         failed = self._failed.get(target)
-        if at_once:
-            return self._opened.get(target) != signature or failed is not None
-        known = failed[0] if failed else self._opened.get(target)
-        settled = self._changing.get(target) == signature
-        self._changing[target] = signature
-        return signature != known and settled
+        return signature != (failed.signature if failed else self._opened.get(target))
 
     async def _fall_back(self, target: Target) -> bool:
         """Open the newest version before one that cannot be, which a server that had not ended would serve by now."""
         older = [Target(target.model, version) for version in self._shelf.versions().get(target.model, ())]
         for candidate in sorted(older, reverse=True):
-            if candidate < target and await self._exchange(candidate, self._shelf.signature(candidate)) is None:
-                return True
+            if candidate < target:
+                if await self._exchange(candidate, self._shelf.signature(candidate)) is None:
+                    return True
+                self._tell(candidate)
         return False
 
     async def _exchange(self, target: Target, signature: Signature) -> Exception | None:
-        """Open a version; returns what kept it from being opened, which is logged and counted."""
+        """Open a version; returns what kept it from being opened, which `_tell` logs and counts."""
         try:
             model = await self._in_thread(self._open, self._shelf.folder(target), target)
         except Exception as error:
             reason = str(error) if isinstance(error, FinetuneError) else f"{type(error).__name__}: {error}"
-            kept = "; what was open goes on" if target.model in self.models else ""
-            log.error("%s version %d cannot be opened: %s%s", target.model, target.version, reason, kept)
-            self._failed[target] = (signature, reason)
-            self._metrics.load_failed(target.model)
+            self._failed[target] = Failure(signature, reason)
             return error
         self._put(target, signature, model)
         return None
+
+    def _tell(self, target: Target) -> None:
+        """Log and count, once, that a version could not be opened."""
+        failure = self._failed.get(target)
+        if failure is None or failure.told:
+            return
+        failure.told = True
+        kept = "; what was open goes on" if target.model in self.models else ""
+        log.error("%s version %d cannot be opened: %s%s", target.model, target.version, failure.reason, kept)
+        self._metrics.load_failed(target.model)
 
     def _put(self, target: Target, signature: Signature, model: LiveModel) -> None:
         self.models.setdefault(target.model, {})[target.version] = model
@@ -219,7 +254,7 @@ class Repository(Catalogue):
         if not self.models[target.model]:
             del self.models[target.model]
         del self._opened[target]
-        self._changing.pop(target, None)
+        self._seen.pop(target, None)
         self._metrics.unloaded(target.model, str(target.version))
         self._metrics.ready(self.ready)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from finetune.config import HIDDEN_NAMES
 from finetune.errors import FinetuneError
 
 TARGET = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]{0,99})/([1-9][0-9]*)")
@@ -45,10 +46,14 @@ def read_routes(path: Path) -> dict[str, Route]:
     Raises FinetuneError with the file and the name that is wrong.
     """
     from omegaconf import OmegaConf
+    from yaml import MarkedYAMLError
 
     try:
         values = OmegaConf.to_container(OmegaConf.create(path.read_text(encoding="utf-8")))
-    except Exception as error:  # omegaconf and the YAML parser raise types of their own
+    except MarkedYAMLError as error:
+        where = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise FinetuneError(f"routes={path}{where} cannot be read: {error.problem or error.context}") from None
+    except Exception as error:  # omegaconf raises types of its own
         raise FinetuneError(f"routes={path} cannot be read: {str(error).strip().splitlines()[0]}") from None
     if not isinstance(values, dict):
         raise FinetuneError(f"routes={path}: it must be a mapping, such as 'production: flowers/2'")
@@ -56,6 +61,8 @@ def read_routes(path: Path) -> dict[str, Route]:
 
 
 def _route(path: Path, name: str, value: Any) -> Route:
+    if name in HIDDEN_NAMES:
+        raise FinetuneError(f"routes={path}: {HIDDEN_NAMES[name]}: give {name} another name")
     shares = value if isinstance(value, dict) else {value: 100}
     weights: dict[Target, float] = {}
     for target, share in shares.items():

@@ -10,8 +10,6 @@ import os
 import socket
 import ssl
 import sys
-import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -37,10 +35,10 @@ from finetune.serving.turns import Turns
 
 log = logging.getLogger(__name__)
 
+# Beside connections: models, the log, sockets that listen.
+OTHER_FILES = 100
 # When the server ends: for clients that have connected, and speak TLS.
 LAST_HANDSHAKES_S = 1
-# After it: for photos that a thread decodes or runs, which cannot be stopped.
-LAST_WORK_S = 1
 
 
 def main(config: ServeConfig) -> str:
@@ -52,6 +50,7 @@ def main(config: ServeConfig) -> str:
         failures.append(failure)
         server.should_exit = True
 
+    _warn_of_few_files(config.limits.connections)
     service = assemble(config, stop)
     server = Server(_uvicorn_config(config, service.app), service, config)
     with _listen(config.host, config.port) as listener:
@@ -64,20 +63,7 @@ def main(config: ServeConfig) -> str:
             server.run(sockets=[listener])
     if failures:
         raise failures[0]
-    leave_threads_behind()
     return "stopped"
-
-
-def leave_threads_behind() -> None:
-    """End the process soon, whatever its threads still work on: what they would answer nobody waits for any more."""
-
-    def end() -> None:
-        time.sleep(LAST_WORK_S)
-        logging.shutdown()
-        sys.stdout.flush()
-        os._exit(0)
-
-    threading.Thread(target=end, daemon=True).start()
 
 
 class Service(NamedTuple):
@@ -186,6 +172,23 @@ def _uvicorn_config(config: ServeConfig, app: object) -> uvicorn.Config:
             f"tls_cert={config.tls_cert} and tls_key={config.tls_key} cannot be used: {error}"
         ) from None
     return loaded
+
+
+def _warn_of_few_files(connections: int) -> None:
+    """Tell of a limit of the system's that is reached first: past it a connection is reset, without an answer."""
+    # not known on Windows, where there is no such limit
+    if sys.platform == "win32":
+        return
+    import resource
+
+    allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = connections + OTHER_FILES
+    if allowed != resource.RLIM_INFINITY and allowed < needed:
+        log.warning(
+            "%d open files are allowed, too few for limits.connections=%d, and connections past them are reset: set "
+            "ulimit -n %d or more, or limits.connections=%d or less",
+            *(allowed, connections, needed, max(1, allowed - OTHER_FILES)),
+        )
 
 
 def _form(asked: Literal["auto", "text", "json"]) -> Literal["text", "json"]:

@@ -17,7 +17,7 @@ from prometheus_client.core import GaugeMetricFamily, UnknownMetricFamily
 Failure = Literal["REJECTED", "CANCELED", "BACKEND", "OTHER"]
 FAILURES: tuple[Failure, ...] = ("REJECTED", "CANCELED", "BACKEND", "OTHER")
 
-# Triton's names and words, in the order of `Statistics.counters`.
+# Triton's names and words, but where another thing is counted, in the order of `Statistics.counters`.
 COUNTERS = (
     ("nv_inference_request_success", "Number of successful inference requests, all batch sizes"),
     ("nv_inference_count", "Number of inferences performed (does not include cached requests)"),
@@ -29,7 +29,7 @@ COUNTERS = (
     ("nv_inference_compute_output_duration_us", "Cumulative inference compute output duration in microseconds"),
 )
 FAILED = ("nv_inference_request_failure", "Number of failed inference requests, all batch sizes")
-PENDING = ("nv_inference_pending_request_count", "Instantaneous number of pending requests awaiting execution.")
+PENDING = ("nv_inference_pending_request_count", "Photos that are decoded, wait or run (Triton: requests that wait)")
 
 
 class Duration:

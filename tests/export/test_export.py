@@ -159,16 +159,23 @@ def test_what_is_no_run_is_refused(tmp_path: Path, tiny_run: Path, capsys: pytes
     assert "has not finished; the same `finetune train` command resumes it" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["my run", "café", "-run"])
+@pytest.mark.parametrize("name", ["my run", "café", "-run", "stats"])
 def test_a_run_folder_whose_name_cannot_be_a_model_s_asks_for_one(
     name: str, tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     copy = Path(shutil.copytree(tiny_run, tmp_path / name))
     assert run(["export", f"run={copy}", f"output={tmp_path / 'models'}"]) == 2
     assert capsys.readouterr().err == (
-        f"finetune export: '{name}' cannot be a model's name; give name=, of letters, digits, . _ -\n"
+        f"finetune export: '{name}' cannot be a model's name; give name=, of letters, digits, . _ - and none of stats\n"
     )
     assert not (tmp_path / "models").exists()
+
+
+def test_a_name_that_a_route_of_the_server_hides_is_refused(
+    tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["export", f"run={tiny_run}", f"output={tmp_path / 'models'}", "name=stats"]) == 2
+    assert "name=stats is wrong: /v2/models/stats counts what all models did, so that nobody" in capsys.readouterr().err
 
 
 def test_a_table_that_cannot_be_written_is_no_reason_to_stop(

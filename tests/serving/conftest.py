@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -97,6 +98,17 @@ def until(done: Callable[[], object], within_s: float = 10) -> None:
     while not done():
         assert time.monotonic() < deadline, "it did not come about in time"
         time.sleep(0.01)
+
+
+def make_certificate(folder: Path) -> list[str]:
+    """Return the words of a server with a certificate of its own."""
+    if not shutil.which("openssl"):
+        pytest.skip("there is no openssl")
+    cert, key = folder / "cert.pem", folder / "key.pem"
+    asked = ["-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=localhost"]
+    names = ["-addext", "subjectAltName=IP:127.0.0.1", "-out", str(cert), "-keyout", str(key)]
+    subprocess.run(["openssl", "req", *asked, *names], check=True, capture_output=True)
+    return [f"tls_cert={cert}", f"tls_key={key}"]
 
 
 @pytest.fixture(scope="session")

@@ -151,6 +151,9 @@ def test_wrong_names_and_parameters(server: Server, photos: Path) -> None:
         "no model 'tinny'; did you mean 'tiny'? (served: tiny)"
     )
     assert error_of(httpx.post(post, params={"top": "x"}, content=raw), 422).startswith("top=x: input should be")
+    assert error_of(httpx.post(post, params={"versoin": "1"}, content=raw), 422) == (
+        "unknown parameter 'versoin'; did you mean 'version'? (there are: model, version, top)"
+    )
     assert error_of(httpx.get(post), 405)
     for path in ("nothing", "docs-assets/nothing", "docs-assets/..%2Fpage.html", "docs-assets/redoc.standalone.js"):
         assert error_of(httpx.get(f"{server.address}/{path}"), 404) == "no such path; /docs lists them"

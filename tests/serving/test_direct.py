@@ -2,12 +2,14 @@ from __future__ import annotations
 
 from typing import Annotated
 
+import pytest
 from fastapi import APIRouter, FastAPI, Query, Request
 from fastapi.responses import JSONResponse, Response
 from fastapi.testclient import TestClient
 from pydantic import BaseModel, Field
 
 from finetune.serving.direct import DirectRoute
+from finetune.serving.refusal import Refusal
 
 
 class Asked(BaseModel):
@@ -34,7 +36,7 @@ def test_a_function_gets_its_path_and_its_query() -> None:
     client = described_and_asked()
     assert client.get("/v1/things/a%20b").json() == {"name": "a b", "path": "/v1/things/a b"}
     assert client.post("/v1/things/7").json() == {"name": "7", "many": 2}
-    assert client.post("/v1/things/7?many=3&other=1").json() == {"name": "7", "many": 3}
+    assert client.post("/v1/things/7?many=3").json() == {"name": "7", "many": 3}
 
 
 def test_a_query_that_its_model_refuses_is_told_as_fastapi_tells_it() -> None:
@@ -43,6 +45,15 @@ def test_a_query_that_its_model_refuses_is_told_as_fastapi_tells_it() -> None:
         answer = client.post(f"/v1/things/7?{wrong}")
         assert answer.status_code == 422
         assert answer.json()["detail"][0]["loc"][-1] == "many"
+
+
+def test_a_parameter_that_its_model_does_not_know_is_refused_with_the_nearest() -> None:
+    client = described_and_asked()
+    with pytest.raises(
+        Refusal, match=r"unknown parameter 'mnay'; did you mean 'many'\? \(there are: many\)"
+    ) as refused:
+        client.post("/v1/things/7?many=3&mnay=1")
+    assert refused.value.status == 422
 
 
 def test_it_is_described_as_any_route() -> None:

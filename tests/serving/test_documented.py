@@ -97,6 +97,13 @@ def test_every_metric_that_is_told_is_there(tiny_models: Path) -> None:
         assert named <= there, named - there
 
 
+def test_what_photos_wait_for_is_told_as_metrics_say(tiny_models: Path) -> None:
+    told = " ".join(row[1] for row in rows(SERVING, "| at `GET /metrics` | says |"))
+    helps = dict(re.findall(r"(?m)^# HELP (\w+) (.*)\.$", assembled(tiny_models).metrics.text()[0].decode()))
+    assert helps["finetune_pending_photos"].lower() in told
+    assert helps["finetune_wait_seconds"].removeprefix("One photo's ") in told
+
+
 def test_tritonclient_as_it_is_told(
     tiny_models: Path, tmp_path: Path, start_server: Start, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -37,7 +37,7 @@ from starlette.types import Message
 from finetune.serving.bodies import BodyLimits
 from finetune.serving.predictor import Predictor
 from finetune.serving.refusal import Refusal
-from tests.serving.conftest import Server, Start, assembled, serve_config, start, until
+from tests.serving.conftest import Server, Start, assembled, make_certificate, serve_config, start, until
 
 RELOADS = 100
 INFER = "/v2/models/tiny/infer"
@@ -384,15 +384,9 @@ def test_a_second_server_on_one_port_is_refused(server: Server, tiny_models: Pat
 
 
 def test_tls(tiny_models: Path, start_server: Start, tmp_path: Path, red_photo: bytes) -> None:
-    if not shutil.which("openssl"):
-        pytest.skip("there is no openssl")
-    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
-    asked = ["-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=localhost"]
-    names = ["-addext", "subjectAltName=IP:127.0.0.1", "-out", str(cert), "-keyout", str(key)]
-    subprocess.run(["openssl", "req", *asked, *names], check=True, capture_output=True)
-    server = start_server(tiny_models, f"tls_cert={cert}", f"tls_key={key}", "limits.header_s=1")
+    server = start_server(tiny_models, *make_certificate(tmp_path), "limits.header_s=1")
     assert server.address.startswith("https://")
-    trusting = ssl.create_default_context(cafile=str(cert))
+    trusting = ssl.create_default_context(cafile=tmp_path / "cert.pem")
     with httpx.Client(base_url=server.address, verify=trusting) as client:
         answer = client.post("/predict", content=red_photo)
         assert answer.json()["predictions"][0]["label"] == "red"
@@ -656,18 +650,6 @@ async def test_the_memory_of_all_bodies_is_bounded_and_given_back(tiny_models: P
     assert bodies.held == 0
 
 
-def test_a_thread_that_cannot_be_stopped_does_not_keep_the_process() -> None:
-    script = (
-        "import threading, time\n"
-        "from finetune.serving.serve import leave_threads_behind\n"
-        "threading.Thread(target=time.sleep, args=[60]).start()\n"
-        "leave_threads_behind()\n"
-        "print('stopped')\n"
-    )
-    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30)
-    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "stopped\n", "")
-
-
 @pytest.mark.anyio
 async def test_photos_that_are_none_count_as_work_done(tiny_models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else the model would seem to be stuck while nothing else comes, and others would be refused."""
@@ -678,3 +660,15 @@ async def test_photos_that_are_none_count_as_work_done(tiny_models: Path, monkey
     monkeypatch.setattr(model.admission, "measure", counted.append)
     await asyncio.gather(*(model.classify([b"no photo"]) for _ in range(20)))
     assert counted == [1] * 20
+
+
+def test_too_few_open_files_for_the_connections_are_told(tiny_models: Path, start_server: Start) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (600, hard))
+    try:
+        few, enough = start_server(tiny_models), start_server(tiny_models, "limits.connections=500")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    told = "600 open files are allowed, too few for limits.connections=1000, and connections past them are reset: set "
+    assert f"{told}ulimit -n 1100 or more, or limits.connections=500 or less" in few.log.read_text()
+    assert "open files" not in enough.log.read_text()

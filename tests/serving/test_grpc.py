@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
+import json
 import re
 import socket
 import struct
@@ -20,8 +22,9 @@ import numpy as np
 import pytest
 import tritonclient.grpc as triton
 import tritonclient.grpc.aio as triton_aio
+from google.protobuf import json_format
 from numpy.typing import NDArray
-from tritonclient.grpc import service_pb2, service_pb2_grpc
+from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
 from tritonclient.utils import InferenceServerException
 
 from finetune.bundle import open_bundle
@@ -30,7 +33,7 @@ from finetune.serving.grpc_server import QUICK_BYTES, GrpcServer
 from finetune.serving.keys import Keys
 from finetune.serving.metrics import Metrics
 from finetune.serving.predictor import open_predictor
-from tests.serving.conftest import Server, Start, assembled, serve_config, start, until
+from tests.serving.conftest import Server, Start, assembled, make_certificate, serve_config, start, until
 
 KEY, CHIEF = "a-clerk-who-asks", "a-chief-who-rules"
 CALLS = 12
@@ -111,6 +114,15 @@ def test_it_says_what_it_is(client: triton.InferenceServerClient) -> None:
     assert (model.name, model.version, model.state) == ("tiny", "1", "READY")
 
 
+def test_a_model_is_configured_as_http_says(client: triton.InferenceServerClient, server: Server) -> None:
+    told = client.get_model_config("tiny", "1", headers=BEARER).config
+    answer = httpx.get(f"{server.address}/v2/models/tiny/versions/1/config", headers=BEARER).json()
+    # both as Triton's own messages
+    assert told == json_format.ParseDict(answer, model_config_pb2.ModelConfig())
+    assert told.input[0].name == "images"
+    assert "did you mean 'tiny'" in refused("NOT_FOUND", client.get_model_config, "tinny", headers=BEARER)
+
+
 def test_it_answers_as_http_does(client: triton.InferenceServerClient, server: Server, raw: bytes) -> None:
     answer = httpx.post(f"{server.address}/predict", content=raw, headers=BEARER).json()
     (prediction,) = answer["predictions"]
@@ -150,15 +162,18 @@ def test_what_is_wrong_is_said_as_the_protocol_does(client: triton.InferenceServ
     refused("RESOURCE_EXHAUSTED", infer, "tiny", [files(bytes(2_000_000))], headers=BEARER)
     small = decoded(np.zeros((1, 8, 8, 3), np.uint8))
     assert "must be UINT8 [N, 64, 64, 3]" in refused("INVALID_ARGUMENT", infer, "tiny", [small], headers=BEARER)
-    refused("UNIMPLEMENTED", client.get_model_config, "tiny", headers=BEARER)
     assert client.is_server_ready()
 
 
-def test_keys_hold_for_it_too(client: triton.InferenceServerClient, raw: bytes) -> None:
+def test_keys_hold_for_it_too(client: triton.InferenceServerClient, address: str, raw: bytes) -> None:
     assert "a key is needed" in refused("UNAUTHENTICATED", client.infer, "tiny", [files(raw)])
     assert "admin" in refused("PERMISSION_DENIED", client.unload_model, "tiny", headers=BEARER)
     chief = {"authorization": f"Bearer {CHIEF}"}
     client.unload_model("tiny", headers=chief)
+    assert [row.state for row in client.get_model_repository_index(headers=BEARER).models] == ["UNAVAILABLE"]
+    with grpc.insecure_channel(address) as channel:
+        index = service_pb2_grpc.GRPCInferenceServiceStub(channel).RepositoryIndex
+        assert not index(service_pb2.RepositoryIndexRequest(ready=True), metadata=[*BEARER.items()]).models
     refused("UNAVAILABLE", client.infer, "tiny", [files(raw)], headers=BEARER)
     client.load_model("tiny", headers=chief)
     assert client.is_model_ready("tiny", headers=BEARER)
@@ -391,6 +406,21 @@ def test_both_end_in_one_time_of_grace(tiny_models: Path, start_server: Start, r
         never.set()
         assert stuck.exception(10) is not None
     assert "Traceback" not in server.log.read_text()
+
+
+def test_what_is_no_tls_leaves_no_line_that_is_no_json(tiny_models: Path, start_server: Start, tmp_path: Path) -> None:
+    port = free_port()
+    server = start_server(tiny_models, f"grpc_port={port}", "logs=json", *make_certificate(tmp_path))
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
+        client.sendall(b"GET / HTTP/1.1\r\n\r\n" * 10)
+        # it hangs up when it has seen what that is
+        with contextlib.suppress(ConnectionResetError):
+            while client.recv(65536):
+                pass
+    server.process.terminate()
+    assert server.process.wait(20) == 0
+    *_, last = [json.loads(line) for line in server.log.read_text().splitlines()[:-1]]
+    assert last["level"] == "info"
 
 
 def test_a_port_in_use_ends_the_server_with_the_reason(tiny_models: Path, address: str) -> None:

@@ -251,7 +251,9 @@ def test_a_compressed_body_is_what_its_header_says(server: Server, files: list[b
     assert (response.status_code, response.json()["error"][:22]) == (415, "Content-Encoding 'br' ")
 
 
-def test_models_are_unloaded_and_loaded_by_an_admin(client: sync.InferenceServerClient, files: list[bytes]) -> None:
+def test_models_are_unloaded_and_loaded_by_an_admin(
+    client: sync.InferenceServerClient, server: Server, files: list[bytes]
+) -> None:
     assert refused(lambda: client.unload_model("second", headers=user()), 403) == "this takes the key of an admin"
     assert refused(lambda: client.unload_model("second"), 401).startswith("a key is needed")
     client.unload_model("second", headers=root())
@@ -259,6 +261,11 @@ def test_models_are_unloaded_and_loaded_by_an_admin(client: sync.InferenceServer
     assert refused(lambda: client.infer("second", [encoded(files)], headers=user()), 404)
     states = {(row["name"], row["state"]) for row in client.get_model_repository_index(headers=user())}
     assert ("second", "UNAVAILABLE") in states
+    address = f"{server.address}/v2/repository/index"
+    ready = httpx.post(address, json={"ready": True}, headers=user()).json()
+    assert {(row["name"], row["state"]) for row in ready} == {("tiny", "READY")}
+    wrong = httpx.post(address, json={"ready": "yes"}, headers=user())
+    assert (wrong.status_code, wrong.json()["error"]) == (400, "the request: ready must be true or false")
     client.load_model("second", headers=root())
     client.infer("second", [encoded(files)], headers=user())
     assert refused(lambda: client.load_model("third", headers=root()), 404) == "no model 'third' in the repository"

@@ -3,15 +3,18 @@ from __future__ import annotations
 import io
 import json
 import logging
+import subprocess
 import sys
 from contextvars import copy_context
 from datetime import datetime
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from finetune.serving.logs import Form, JsonFormatter, TextFormatter, request_id, set_up
+from tests.conftest import run_finetune
 
 FORGED = 'x\n{"level": "error"}\r\nERROR forged\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029\x1b[2K\x9b2K\u202eend\ud800'
 LOGGERS = ("finetune", "uvicorn", "uvicorn.error")
@@ -52,6 +55,30 @@ def test_a_json_line_says_when_who_and_what() -> None:
     assert len(time) == len("2026-01-01T00:00:00.000Z")
     assert time.endswith("Z")
     assert abs(datetime.fromisoformat(time).timestamp() - datetime.now().timestamp()) < 60
+
+
+REFUSED = [["limits.body_mb=-1", "port=x"], ["no_key=1"], ["models=none"], ["tls_cert=none", "tls_key=none"], ["port"]]
+
+
+@pytest.mark.parametrize("words", REFUSED, ids=" ".join)
+def test_a_refused_start_is_told_in_json_too(tiny_models: Path, words: list[str]) -> None:
+    done = run_finetune("serve", f"models={tiny_models}", "logs=json", *words)
+    assert done.returncode == 2
+    *_, last = [json.loads(line) for line in done.stderr.splitlines()]
+    assert last["level"] == "error"
+    assert last["message"].startswith("finetune serve: ")
+
+
+def test_warnings_and_what_ends_the_program_are_lines_of_the_log() -> None:
+    script = (
+        "import warnings\nfrom finetune.serving.logs import set_up\nset_up('json')\n"
+        "warnings.warn('odd', stacklevel=1)\nraise ArithmeticError('worse')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 1
+    warning, fault = [json.loads(line) for line in done.stderr.splitlines()]
+    assert "odd" in warning["message"]
+    assert (fault["level"], fault["exception"].splitlines()[-1]) == ("critical", "ArithmeticError: worse")
 
 
 def test_a_text_line_is_the_message_and_its_fields() -> None:

@@ -188,17 +188,16 @@ def test_no_label_s_text_can_change_a_type() -> None:
 def test_an_unloaded_model_leaves_nothing_and_comes_back_at_zero() -> None:
     metrics = Metrics()
     model = serve(metrics)
-    assert metrics.of("flowers", "1") is model is metrics.of("flowers", "1")
+    assert metrics.models == [model]
     metrics.unloaded("flowers", "1")
     # a request that is still running goes on counting, unseen
     model.decoded(0.1)
     model.answered(ANSWERS)
     assert not [labels for _, labels, _ in samples(metrics) if "version" in labels]
-    with pytest.raises(KeyError):
-        metrics.of("flowers", "1")
+    assert not metrics.models
     metrics.unloaded("flowers", "1")
     again = load(metrics, "flowers", "1", labels=("rose", "tulip"))
-    assert again is metrics.of("flowers", "1") is not model
+    assert metrics.models == [again]
     assert value(metrics, "finetune_decode_seconds_count", **FLOWERS) == 0
     assert {labels["label"] for _, labels, _ in samples(metrics) if "label" in labels} == {"rose", "tulip"}
 

@@ -214,16 +214,14 @@ def test_binary_data_is_asked_for_once_or_output_by_output() -> None:
 
 def test_optional_fields_may_be_null_or_empty() -> None:
     request = asked(id=None, parameters=None, outputs=None)
-    assert (request.id, request.parameters, request.outputs) == (None, {}, None)
+    assert (request.id, request.outputs) == (None, None)
     assert asked(outputs=[]).outputs is None
     assert asked({"name": "a", "parameters": None}).outputs == (RequestedOutput("a", False),)
 
 
-def test_other_parameters_are_kept_and_mean_nothing() -> None:
+def test_other_parameters_mean_nothing() -> None:
     request = sent({"x": PIXELS}, priority=3, timeout=1_500_000, parameters={"mine": "é", "more": [1]})
-    assert request.timeout_s == 1.5
-    others = {"priority": 3, "mine": "é", "more": [1]}
-    assert request.parameters == {"timeout": 1_500_000, "binary_data_output": True, **others}
+    assert (request.timeout_s, request.binary_default) == (1.5, True)
     assert asked().timeout_s is None
 
 

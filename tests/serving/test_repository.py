@@ -111,6 +111,40 @@ async def test_a_damaged_version_changes_nothing(models: Path, photo: bytes, cap
     assert all(row["state"] == "READY" for row in repository.index())
 
 
+async def test_a_model_that_nobody_could_ask_for_is_not_served(models: Path) -> None:
+    repository = await opened(models)
+    shutil.copytree(models / "tiny", models / "stats")
+    await settled(repository)
+    assert repository.names == ["tiny"]
+    with pytest.raises(Refusal, match="counts what all models did: give the model stats another name"):
+        await repository.load("stats")
+    with pytest.raises(FinetuneError, match="give the model stats another name"):
+        await opened(models)
+
+
+async def test_a_slow_copy_in_place_is_no_failure(models: Path, caplog: pytest.LogCaptureFixture) -> None:
+    service = assembled(models, reload_s=0.3)
+    repository = service.repository
+    await repository.start()
+    whole = (models / "tiny" / "1" / "model.onnx").read_bytes()
+    coming = add_version(models, 2) / "model.onnx"
+    for part in (1000, 2000):
+        coming.write_bytes(whole[:part])
+        # it pauses for as long as several looks take
+        for _ in range(5):
+            await repository.refresh()
+    assert versions(repository) == ["1"]
+    coming.write_bytes(whole)
+    await settled(repository)
+    assert versions(repository) == ["2"]
+    assert b'load_failures_total{model="tiny"} 0.0' in service.metrics.text()[0]
+    damage(models / "tiny" / "2")
+    for _ in range(40):
+        await repository.refresh()
+    assert b'load_failures_total{model="tiny"} 1.0' in service.metrics.text()[0]
+    assert [record.levelno for record in caplog.records if "cannot be opened" in record.message] == [logging.ERROR]
+
+
 async def test_what_is_damaged_at_the_start_is_not_served_at_all(models: Path) -> None:
     damage(models / "tiny" / "1")
     with pytest.raises(FinetuneError, match="sha256 differs"):

@@ -7,8 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from finetune.config import HIDDEN_NAMES
 from finetune.errors import FinetuneError
 from finetune.serving.routes import Route, Target, read_routes
+from tests.serving.conftest import assembled
 
 ONE, TWO = Target("flowers", 1), Target("flowers", 2)
 
@@ -46,7 +48,9 @@ def test_any_run_of_requests_is_shared_out_exactly(weights: list[int], requests:
         ("flowers: {flowers/1: -10, flowers/2: 110}", "-10 is no share of 0 to 100"),
         ("flowers: {flowers/1: yes}", "True is no share of 0 to 100"),
         ("- flowers/1", "it must be a mapping"),
-        ("flowers: {flowers/1", "cannot be read"),
+        ("a: flowers/1\nflowers: {flowers/1", "routes.yaml, line 2 cannot be read: expected ',' or '}'"),
+        ("a: flowers/1\nb: flowers/1\na: flowers/2", "routes.yaml, line 3 cannot be read: found duplicate key a"),
+        ("stats: flowers/1", "/v2/models/stats counts what all models did: give stats another name"),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path: Path, text: str, reason: str) -> None:
@@ -56,6 +60,18 @@ def test_what_is_wrong_is_named(tmp_path: Path, text: str, reason: str) -> None:
         read_routes(path)
     assert reason in str(error.value)
     assert str(path) in str(error.value)
+
+
+def test_names_that_a_route_of_ours_hides_are_those_that_are_refused(tiny_models: Path) -> None:
+    parts = [path.split("/") for path in assembled(tiny_models).app.openapi()["paths"]]
+    hidden = {
+        fixed[named.index("{name}")]
+        for named in parts
+        for fixed in parts
+        if "{name}" in named and "{name}" not in fixed and len(named) == len(fixed)
+        if all(theirs in (ours, "{name}") for ours, theirs in zip(fixed, named, strict=True))
+    }
+    assert hidden == {*HIDDEN_NAMES}
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

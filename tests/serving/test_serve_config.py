@@ -1,0 +1,76 @@
+"""Numbers of `finetune serve` that no server could work with are refused by name; those at their bounds are served."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finetune.config import ServeConfig
+from finetune.errors import FinetuneError
+from finetune.schema import parse
+from tests.conftest import run_finetune
+from tests.serving.conftest import Start, serve_config
+
+HUGE = 10**30
+# of these, it means none
+MAY_BE_NOTHING = {"port", "reload_s", "drain_s", "batch.delay_ms"}
+
+
+def numbers() -> Iterator[tuple[str, float]]:
+    """Yield each key that takes a number, with the largest that it takes."""
+    whole = ServeConfig.model_json_schema()
+
+    def walk(schema: dict[str, Any], prefix: str) -> Iterator[tuple[str, float]]:
+        for name, field in schema["properties"].items():
+            if "$ref" in field:
+                yield from walk(whole["$defs"][field["$ref"].rpartition("/")[2]], f"{prefix}{name}.")
+            for one in field.get("anyOf", [field]):
+                if one.get("type") in ("integer", "number"):
+                    # one without a bound fails here
+                    yield prefix + name, one["maximum"]
+
+    yield from walk(whole, "")
+
+
+KEYS = dict(numbers())
+
+
+def composed(key: str, value: object) -> dict[str, Any]:
+    values = serve_config(Path("models")).model_dump(mode="json")
+    *groups, name = key.split(".")
+    section = values[groups[0]] if groups else values
+    section[name] = value
+    return values
+
+
+def test_all_numbers_are_known() -> None:
+    assert {"port", "grpc_port", "threads", "grace_s", "batch.photos", "limits.idle_s", "limits.per_client"} < {*KEYS}
+    assert len(KEYS) == 21
+
+
+@pytest.mark.parametrize("value", [math.inf, math.nan, -1, 0, HUGE, float(HUGE)], ids=str)
+@pytest.mark.parametrize("key", KEYS)
+def test_what_no_server_works_with_is_refused_by_name(key: str, value: float) -> None:
+    if value == 0 and key in MAY_BE_NOTHING:
+        parse(ServeConfig, composed(key, value))
+        return
+    with pytest.raises(FinetuneError, match=rf"(?m)^{re.escape(f'{key}={value}')} is wrong: .* \(.+\)$"):
+        parse(ServeConfig, composed(key, value))
+
+
+def test_the_command_line_says_so(tiny_models: Path) -> None:
+    done = run_finetune("serve", f"models={tiny_models}", "limits.idle_s=inf", "limits.header_s=.nan", "threads=1000")
+    assert done.returncode == 2
+    keys = [line.removeprefix("finetune serve: ").partition("=")[0] for line in done.stderr.splitlines()]
+    assert keys == ["threads", "limits.header_s", "limits.idle_s"]
+    assert "limits.idle_s=inf is wrong: input should be less than or equal to 86400 (time that a" in done.stderr
+
+
+def test_the_largest_of_all_of_them_are_served(tiny_models: Path, start_server: Start, red_photo: bytes) -> None:
+    elsewhere = {"port", "grpc_port", "gpu_memory_mb", "threads"}
+    start_server(tiny_models, *(f"{key}={KEYS[key]}" for key in {*KEYS} - elsewhere)).require_well(red_photo)
