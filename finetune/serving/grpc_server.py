@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import importlib
 import logging
+import os
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -20,6 +21,7 @@ from finetune.errors import FinetuneError
 from finetune.serving.asking import Facts
 from finetune.serving.bodies import Patience
 from finetune.serving.envelope import identify
+from finetune.serving.grpc_calls import Calls, close_port, hang_up
 from finetune.serving.grpc_messages import read_infer
 from finetune.serving.inference import describe_model, describe_server, infer
 from finetune.serving.keys import Keys, Role
@@ -68,6 +70,8 @@ class GrpcServer:
 
     def __init__(self, config: ServeConfig, repository: Repository, metrics: Metrics, keys: Keys) -> None:
         """Raises FinetuneError where grpc is not installed."""
+        # what its core writes is none of the log's lines, and clients can cause it at will
+        os.environ.setdefault("GRPC_VERBOSITY", "NONE")
         try:
             self._grpc = importlib.import_module("grpc")
             self._messages = self._grpc.protos(PROTOCOL)
@@ -80,6 +84,9 @@ class GrpcServer:
         self._config, self._repository, self._metrics, self._keys = config, repository, metrics, keys
         self._server: Any = None
         self._watching: asyncio.Task[None] | None = None
+        # messages are read whole, so that each call may hold one of the largest
+        limits = config.limits
+        self._calls = Calls(max(FEWEST_CALLS, int(limits.held_mb // limits.body_mb)))
         # servers that have failed, while the last of their calls run
         self._ending: set[asyncio.Task[None]] = set()
         logging.getLogger("grpc._cython.cygrpc").addFilter(_is_worth_a_line)
@@ -91,11 +98,15 @@ class GrpcServer:
         logging.getLogger(__name__).info("serving gRPC at %s", self._address)
 
     async def stop(self) -> None:
-        """Take no more calls, and give those that run their time of grace; may be asked for more than once."""
+        """Begin no more calls, give those that run their time of grace, then hang up; may be asked more than once."""
         if self._watching is not None:
             self._watching.cancel()
         if self._server is not None:
-            await asyncio.gather(self._server.stop(self._config.grace_s), *self._ending)
+            port = self._config.grpc_port
+            close_port(port)
+            await self._calls.finish(self._config.grace_s)
+            hang_up(port)
+            await asyncio.gather(self._server.stop(None), *self._ending)
 
     @property
     def _address(self) -> str:
@@ -106,9 +117,7 @@ class GrpcServer:
         """Return gRPC's own server, at work; raises FinetuneError where the port is taken."""
         limits = self._config.limits
         options = [("grpc.max_receive_message_length", int(limits.body_mb * 1e6)), ("grpc.so_reuseport", 0)]
-        # messages are read whole, so that each call may hold one of the largest
-        most = max(FEWEST_CALLS, int(limits.held_mb // limits.body_mb))
-        server = self._grpc.aio.server(options=options, maximum_concurrent_rpcs=most)
+        server = self._grpc.aio.server(options=options)
         server.add_generic_rpc_handlers([self._handlers()])
         try:
             if self._config.tls_cert is None or self._config.tls_key is None:
@@ -172,6 +181,7 @@ class GrpcServer:
                 return await method(None, facts)
             if key := self._keys.require(headers, role):
                 facts["key"] = key
+            self._calls.begin(context)
             return await method(await self._receive(context, kind), facts)
 
         async def handle(_: Any, context: Any) -> Any:

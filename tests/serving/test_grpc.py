@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -194,6 +195,7 @@ def test_no_more_calls_than_there_is_memory_for(client: triton.InferenceServerCl
         ask = channel.stream_unary(INFER)
         calls = [ask.future(nothing(), metadata=[*BEARER.items()]) for _ in range(CALLS)]
         until(lambda: status() == "StatusCode.RESOURCE_EXHAUSTED")
+        assert client.is_server_live(), "what reads no message is no such call"
         for call in calls:
             call.cancel()
         enough.set()
@@ -391,6 +393,41 @@ def test_both_end_in_one_time_of_grace(tiny_models: Path, start_server: Start, r
         never.set()
         assert stuck.exception(10) is not None
     assert "Traceback" not in server.log.read_text()
+
+
+@pytest.mark.parametrize("drain_s", [0, 0.1, 0.2, 0.3])
+def test_a_stop_under_load_answers_each_call_or_never_begins_it(
+    tiny_models: Path, start_server: Start, raw: bytes, drain_s: float
+) -> None:
+    port, ended = free_port(), threading.Event()
+    server = start_server(tiny_models, f"grpc_port={port}", f"drain_s={drain_s}", "grace_s=60")
+    seen: Counter[str] = Counter()
+
+    def ask() -> None:
+        own = [("grpc.use_local_subchannel_pool", 1)]
+        with triton.InferenceServerClient(f"127.0.0.1:{port}", channel_args=own) as client:
+            while not ended.is_set():
+                try:
+                    client.infer("tiny", [files(raw)])
+                    seen["answered"] += 1
+                except InferenceServerException as error:
+                    seen[str(error.status())] += 1
+
+    clients = [threading.Thread(target=ask) for _ in range(8)]
+    # one that connects and says nothing keeps nobody
+    with socket.create_connection(("127.0.0.1", port)):
+        for one in clients:
+            one.start()
+        until(lambda: seen["answered"] > 50)
+        server.process.terminate()
+        assert server.process.wait(20) == 0, "it waits for no more than the calls"
+    ended.set()
+    for one in clients:
+        one.join()
+    assert set(seen) == {"answered", "StatusCode.UNAVAILABLE"}
+    log = server.log.read_text()
+    assert "Traceback" not in log
+    assert "accept4" not in log, "all lines are the log's own"
 
 
 def test_a_port_in_use_ends_the_server_with_the_reason(tiny_models: Path, address: str) -> None:
