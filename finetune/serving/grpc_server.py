@@ -22,7 +22,7 @@ from finetune.serving.asking import Facts
 from finetune.serving.bodies import Patience
 from finetune.serving.envelope import identify
 from finetune.serving.grpc_calls import Calls, close_port, hang_up
-from finetune.serving.grpc_messages import read_infer
+from finetune.serving.grpc_messages import in_time, read_infer, receive
 from finetune.serving.inference import describe_model, describe_server, infer
 from finetune.serving.keys import Keys, Role
 from finetune.serving.logs import request_id
@@ -54,10 +54,6 @@ ADMIN = ("RepositoryModelLoad", "RepositoryModelUnload")
 OPEN = ("ServerLive", "ServerReady")
 # That run at one time, however large the messages may be.
 FEWEST_CALLS = 8
-# A message of less is read sooner than a thread is woken.
-QUICK_BYTES = 50_000
-# Of a refusal's words, which come behind an answer, of which gRPC's clients take 8 KB.
-MOST_SAID = 4000
 # What gRPC writes with a traceback and a client can cause at will: metadata that are no UTF-8, and so no known key;
 # leaving while the answer is on its way.
 NOT_LOGGED = ("Invalid encoding on", "ExecuteBatchError raised in core")
@@ -75,7 +71,6 @@ class GrpcServer:
         try:
             self._grpc = importlib.import_module("grpc")
             self._messages = self._grpc.protos(PROTOCOL)
-            self._unreadable = importlib.import_module("google.protobuf.message").DecodeError
         # the second where grpcio-tools alone is missing
         except (ImportError, NotImplementedError):
             raise FinetuneError(
@@ -103,6 +98,7 @@ class GrpcServer:
             self._watching.cancel()
         if self._server is not None:
             port = self._config.grpc_port
+            assert port is not None
             close_port(port)
             await self._calls.finish(self._config.grace_s)
             hang_up(port)
@@ -182,7 +178,7 @@ class GrpcServer:
             if key := self._keys.require(headers, role):
                 facts["key"] = key
             self._calls.begin(context)
-            return await method(await self._receive(context, kind), facts)
+            return await method(await receive(context, kind, self._config.limits.body_s), facts)
 
         async def handle(_: Any, context: Any) -> Any:
             headers = Headers(raw=_raw(context.invocation_metadata()))
@@ -216,20 +212,6 @@ class GrpcServer:
 
         return handle
 
-    async def _receive(self, context: Any, kind: Any) -> Any:
-        """Return a call's message; raises Refusal 400 or 408 where there is none."""
-        limit_s = self._config.limits.body_s
-        try:
-            message = await asyncio.wait_for(context.read(), limit_s)
-        except TimeoutError:
-            raise Refusal(408, f"the message did not come within {limit_s:g} s") from None
-        if not isinstance(message, bytes):
-            raise Refusal(400, "the call has no message")
-        try:
-            return await _in_time(len(message), kind.FromString, message)
-        except self._unreadable:
-            raise Refusal(400, "the message cannot be read") from None
-
     async def ServerLive(self, _: Any, __: Facts) -> Any:
         return self._messages.ServerLiveResponse(live=True)
 
@@ -254,7 +236,7 @@ class GrpcServer:
     async def ModelInfer(self, message: Any, facts: Facts) -> Any:
         name, version = message.model_name, message.model_version or None
         self._repository.require(name, version)
-        asked = await _in_time(message.ByteSize(), read_infer, message)
+        asked = await in_time(message.ByteSize(), read_infer, message)
         model = self._repository.choose(name, version)
         # a client that leaves cancels this very call
         patience = Patience(_never, self._config.limits.deadline_s)
@@ -285,11 +267,6 @@ class GrpcServer:
     async def RepositoryModelUnload(self, message: Any, _: Facts) -> Any:
         await self._repository.unload(message.model_name)
         return self._messages.RepositoryModelUnloadResponse()
-
-
-async def _in_time(size: int, function: Callable[[Any], Any], argument: Any) -> Any:
-    """Return what a function makes of so many bytes, in a thread where that would keep all others waiting."""
-    return await asyncio.to_thread(function, argument) if size > QUICK_BYTES else function(argument)
 
 
 def _serialized(message: Any) -> bytes:

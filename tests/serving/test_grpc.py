@@ -27,7 +27,8 @@ from tritonclient.utils import InferenceServerException
 
 from finetune.bundle import open_bundle
 from finetune.preprocess import load_pixels
-from finetune.serving.grpc_server import QUICK_BYTES, GrpcServer
+from finetune.serving.grpc_messages import QUICK_BYTES
+from finetune.serving.grpc_server import GrpcServer
 from finetune.serving.keys import Keys
 from finetune.serving.metrics import Metrics
 from finetune.serving.predictor import open_predictor
@@ -91,6 +92,11 @@ def decoded(images: NDArray[np.uint8]) -> triton.InferInput:
     tensor = triton.InferInput("images", list(images.shape), "UINT8")
     tensor.set_data_from_numpy(images)
     return tensor
+
+
+def _varint(number: int) -> bytes:
+    low, high = number & 127, number >> 7
+    return bytes([low | 128]) + _varint(high) if high else bytes([low])
 
 
 def refused(status: str, call: object, *arguments: object, **keywords: object) -> str:
@@ -231,13 +237,13 @@ def test_levels_that_come_one_by_one(address: str, tiny_models: Path, raw: bytes
 
 def test_more_than_is_taken_is_refused_while_it_is_small(address: str) -> None:
     many = service_pb2.ModelInferRequest(model_name="tiny")
-    entry = many.inputs.add(name="encoded_images", datatype="BYTES", shape=[20_000])
-    entry.contents.bytes_contents.extend([b""] * 20_000)
+    entry = many.inputs.add(name="encoded_images", datatype="BYTES", shape=[10_001])
+    entry.contents.bytes_contents.extend([b""] * 10_001)
     outputs = service_pb2.ModelInferRequest(model_name="tiny")
     for _ in range(17):
         outputs.outputs.add(name="probabilities")
     told = (
-        "input 'encoded_images' has 20000 elements; 10000 are taken",
+        "input 'encoded_images' has 10001 elements; 10000 are taken",
         "the request has 17 outputs; at most 16 are taken",
     )
     with grpc.insecure_channel(address) as channel:
@@ -246,6 +252,35 @@ def test_more_than_is_taken_is_refused_while_it_is_small(address: str) -> None:
             with pytest.raises(grpc.RpcError) as error:
                 infer(asked, metadata=[*BEARER.items()])
             assert error.value.details() == said
+
+
+def test_what_grows_to_many_times_its_size_is_refused_before_it_does(tiny_models: Path, start_server: Start) -> None:
+    port, size = free_port(), 18_000_000
+    server = start_server(tiny_models, f"grpc_port={port}")
+
+    def nested(number: int, inner: bytes) -> bytes:
+        return bytes([number << 3 | 2]) + _varint(len(inner)) + inner
+
+    empty = size // 2
+    growing = {
+        "inputs": b"\x2a\0" * empty,
+        "outputs": b"\x32\0" * empty,
+        "raw contents": b"\x3a\0" * empty,
+        "parameters": b"\x22\0" * empty,
+        "an input's contents": nested(5, nested(5, b"\x42\0" * empty)),
+        "an input's shape": nested(5, nested(3, b"\1" * size)),
+        "an input's integers": nested(5, nested(5, nested(3, b"\1" * size))),
+    }
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        for what, message in growing.items():
+            before = server.rss_mb
+            # the most memory that it takes from here on
+            Path(f"/proc/{server.process.pid}/clear_refs").write_text("5")
+            with pytest.raises(grpc.RpcError) as error:
+                channel.unary_unary(INFER)(message)
+            assert error.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+            assert error.value.details().startswith("the message has more than 20000 fields"), what
+            assert server.most_mb - before < 5 * size / 1e6, what
 
 
 def test_what_is_no_message_is_refused(address: str) -> None:
