@@ -18,6 +18,7 @@ from starlette.types import Message
 from finetune.bundle import OUTPUT
 from finetune.config import ServeConfig
 from finetune.errors import FinetuneError
+from finetune.serving.admission import client
 from finetune.serving.asking import Facts
 from finetune.serving.bodies import Patience
 from finetune.serving.envelope import identify
@@ -177,6 +178,7 @@ class GrpcServer:
                 return await method(None, facts)
             if key := self._keys.require(headers, role):
                 facts["key"] = key
+            client.set(f"key {key}" if key else _address(context.peer()))
             self._calls.begin(context)
             return await method(await receive(context, kind, self._config.limits.body_s), facts)
 
@@ -205,8 +207,8 @@ class GrpcServer:
                 seconds = time.perf_counter() - began
                 self._metrics.request(f"grpc/{name}", status, seconds)
                 if name not in OPEN:
-                    client = _address(context.peer())
-                    fields = {"status": status, "ms": round(1000 * seconds, 1), "client": client, **facts}
+                    peer = _address(context.peer())
+                    fields = {"status": status, "ms": round(1000 * seconds, 1), "client": peer, **facts}
                     log.info("gRPC %s", name, extra={"fields": fields})
                 request_id.reset(token)
 
