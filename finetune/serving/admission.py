@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 
 from finetune.serving.refusal import Refusal
 
+# Who asks: a key's name or else an address, set for each request. Behind a proxy without keys all are one.
+client: ContextVar[str] = ContextVar("client", default="")
 # Share of the newest measurement in the running mean of a photo's seconds.
 NEWEST = 0.2
 
@@ -15,8 +19,11 @@ NEWEST = 0.2
 class Admission:
     """Counts the photos that are decoded, wait or run, and how fast they leave; used from one event loop.
 
-    The time that one more photo would wait is that number times the seconds between two photos that leave (Little's
-    law), decoding included; so the queue is short on a slow machine and long on a fast one.
+    The time that one more photo would wait is the number of those before it times the seconds between two photos that
+    leave (Little's law), decoding included; so the queue is short on a slow machine and long on a fast one.
+
+    Clients take turns: before a client's next photo come, of each other client, as many as it has in hand itself, and
+    one. A client alone waits for all that are in hand.
     """
 
     def __init__(self, max_queue: int, max_wait_s: float, together: int) -> None:
@@ -26,19 +33,22 @@ class Admission:
         """
         self.max_queue, self.max_wait_s, self.together = max_queue, max_wait_s, together
         self.photos = 0
+        self._of: Counter[str] = Counter()
         self.seconds_per_photo = 0.0
         self._since = 0.0
 
     @property
     def expected_wait_s(self) -> float:
-        """What one more photo would wait for; at least as long a photo as those take that have not left yet.
+        """What one more photo of this client would wait for; at least as long a photo as those take that have not left.
 
         That tells of photos that take far longer than those before them, while they still do.
         """
         if not self.photos:
             return 0.0
         unfinished_s = (time.perf_counter() - self._since) / self.together
-        return self.photos * max(self.seconds_per_photo, unfinished_s)
+        own = self._of[client.get()]
+        before = own + sum(min(held, own + 1) for who, held in self._of.items() if who != client.get())
+        return before * max(self.seconds_per_photo, unfinished_s)
 
     @contextmanager
     def admit(self, photos: int) -> Iterator[Callable[[], None]]:
@@ -47,22 +57,30 @@ class Admission:
         Raises Refusal 503 where they would not be answered in time. A model with nothing in hand takes any request.
         """
         wait_s = self.expected_wait_s
-        if self.photos and (wait_s > self.max_wait_s or self.photos + photos > self.max_queue):
+        if self.photos and (wait_s > self.max_wait_s or self._has_no_room(photos)):
             raise Refusal(503, f"{self.photos} photos are waiting; come back later", retry_after_s=wait_s)
         if not self.photos:
             self._since = time.perf_counter()
-        self.photos += photos
-        held = photos
+        held, who = 0, client.get()
 
-        def leave() -> None:
+        def hold(more: int) -> None:
             nonlocal held
-            held -= 1
-            self.photos -= 1
+            held += more
+            self.photos += more
+            self._of[who] += more
+            if not self._of[who]:
+                del self._of[who]
 
+        hold(photos)
         try:
-            yield leave
+            yield lambda: hold(-1)
         finally:
-            self.photos -= held
+            hold(-held)
+
+    def _has_no_room(self, photos: int) -> bool:
+        """Whether the queue is full; one who holds less than an even share finds room beside those who hold more."""
+        share = self.max_queue / len(self._of.keys() | {client.get()})
+        return self.photos + photos > self.max_queue and self._of[client.get()] + photos > share
 
     def measure(self, photos: int) -> None:
         """Note that so many photos were answered, or found to be none, together, just now."""

@@ -2,17 +2,47 @@
 
 from __future__ import annotations
 
+import asyncio
+import importlib
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
+from finetune.serving.grpc_wire import UNREADABLE, require_few_fields
 from finetune.serving.protocol import InferRequest, read_request, require_few
 from finetune.serving.refusal import Refusal, quoted
 from finetune.serving.tensors import MAX_DIMS, MAX_ELEMENTS
 
 # Of numbers that come one by one, made into bytes before others get their turn.
 CHUNK = 50_000
+# A message of less is read sooner than a thread is woken.
+QUICK_BYTES = 50_000
+
+
+async def receive(context: Any, kind: Any, limit_s: float) -> Any:
+    """Return a call's message; raises Refusal 400 or 408 where there is none."""
+    try:
+        message = await asyncio.wait_for(context.read(), limit_s)
+    except TimeoutError:
+        raise Refusal(408, f"the message did not come within {limit_s:g} s") from None
+    if not isinstance(message, bytes):
+        raise Refusal(400, "the call has no message")
+
+    def parse(raw: bytes) -> Any:
+        require_few_fields(raw, kind)
+        return kind.FromString(raw)
+
+    try:
+        return await in_time(len(message), parse, message)
+    except importlib.import_module("google.protobuf.message").DecodeError:
+        raise Refusal(400, UNREADABLE) from None
+
+
+async def in_time(size: int, function: Callable[[Any], Any], argument: Any) -> Any:
+    """Return what a function makes of so many bytes, in a thread where that would keep all others waiting."""
+    return await asyncio.to_thread(function, argument) if size > QUICK_BYTES else function(argument)
 
 
 def read_infer(message: Any) -> InferRequest:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import importlib
 import logging
+import os
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -17,10 +18,12 @@ from starlette.types import Message
 from finetune.bundle import OUTPUT
 from finetune.config import ServeConfig
 from finetune.errors import FinetuneError
+from finetune.serving.admission import client
 from finetune.serving.asking import Facts
 from finetune.serving.bodies import Patience
 from finetune.serving.envelope import identify
-from finetune.serving.grpc_messages import read_infer
+from finetune.serving.grpc_calls import Calls, close_port, hang_up
+from finetune.serving.grpc_messages import in_time, read_infer, receive
 from finetune.serving.inference import configuration, describe_model, describe_server, describe_versions, infer
 from finetune.serving.keys import Keys, Role
 from finetune.serving.logs import request_id
@@ -52,10 +55,6 @@ ADMIN = ("RepositoryModelLoad", "RepositoryModelUnload")
 OPEN = ("ServerLive", "ServerReady")
 # That run at one time, however large the messages may be.
 FEWEST_CALLS = 8
-# A message of less is read sooner than a thread is woken.
-QUICK_BYTES = 50_000
-# Of a refusal's words, which come behind an answer, of which gRPC's clients take 8 KB.
-MOST_SAID = 4000
 # What gRPC writes with a traceback and a client can cause at will: metadata that are no UTF-8, and so no known key;
 # leaving while the answer is on its way.
 NOT_LOGGED = ("Invalid encoding on", "ExecuteBatchError raised in core")
@@ -68,10 +67,11 @@ class GrpcServer:
 
     def __init__(self, config: ServeConfig, repository: Repository, metrics: Metrics, keys: Keys) -> None:
         """Raises FinetuneError where grpc is not installed."""
+        # what its core writes is none of the log's lines, and clients can cause it at will
+        os.environ.setdefault("GRPC_VERBOSITY", "NONE")
         try:
             self._grpc = importlib.import_module("grpc")
             self._messages = self._grpc.protos(PROTOCOL)
-            self._unreadable = importlib.import_module("google.protobuf.message").DecodeError
         # the second where grpcio-tools alone is missing
         except (ImportError, NotImplementedError):
             raise FinetuneError(
@@ -80,6 +80,9 @@ class GrpcServer:
         self._config, self._repository, self._metrics, self._keys = config, repository, metrics, keys
         self._server: Any = None
         self._watching: asyncio.Task[None] | None = None
+        # messages are read whole, so that each call may hold one of the largest
+        limits = config.limits
+        self._calls = Calls(max(FEWEST_CALLS, int(limits.held_mb // limits.body_mb)))
         # servers that have failed, while the last of their calls run
         self._ending: set[asyncio.Task[None]] = set()
         logging.getLogger("grpc._cython.cygrpc").addFilter(_is_worth_a_line)
@@ -91,11 +94,16 @@ class GrpcServer:
         logging.getLogger(__name__).info("serving gRPC at %s", self._address)
 
     async def stop(self) -> None:
-        """Take no more calls, and give those that run their time of grace; may be asked for more than once."""
+        """Begin no more calls, give those that run their time of grace, then hang up; may be asked more than once."""
         if self._watching is not None:
             self._watching.cancel()
         if self._server is not None:
-            await asyncio.gather(self._server.stop(self._config.grace_s), *self._ending)
+            port = self._config.grpc_port
+            assert port is not None
+            close_port(port)
+            await self._calls.finish(self._config.grace_s)
+            hang_up(port)
+            await asyncio.gather(self._server.stop(None), *self._ending)
 
     @property
     def _address(self) -> str:
@@ -106,9 +114,7 @@ class GrpcServer:
         """Return gRPC's own server, at work; raises FinetuneError where the port is taken."""
         limits = self._config.limits
         options = [("grpc.max_receive_message_length", int(limits.body_mb * 1e6)), ("grpc.so_reuseport", 0)]
-        # messages are read whole, so that each call may hold one of the largest
-        most = max(FEWEST_CALLS, int(limits.held_mb // limits.body_mb))
-        server = self._grpc.aio.server(options=options, maximum_concurrent_rpcs=most)
+        server = self._grpc.aio.server(options=options)
         server.add_generic_rpc_handlers([self._handlers()])
         try:
             if self._config.tls_cert is None or self._config.tls_key is None:
@@ -173,7 +179,9 @@ class GrpcServer:
                 return await method(None, facts)
             if key := self._keys.require(headers, role):
                 facts["key"] = key
-            return await method(await self._receive(context, kind), facts)
+            client.set(f"key {key}" if key else _address(context.peer()))
+            self._calls.begin(context)
+            return await method(await receive(context, kind, self._config.limits.body_s), facts)
 
         async def handle(_: Any, context: Any) -> Any:
             headers = Headers(raw=_raw(context.invocation_metadata()))
@@ -200,26 +208,12 @@ class GrpcServer:
                 seconds = time.perf_counter() - began
                 self._metrics.request(f"grpc/{name}", status, seconds)
                 if name not in OPEN:
-                    client = _address(context.peer())
-                    fields = {"status": status, "ms": round(1000 * seconds, 1), "client": client, **facts}
+                    peer = _address(context.peer())
+                    fields = {"status": status, "ms": round(1000 * seconds, 1), "client": peer, **facts}
                     log.info("gRPC %s", name, extra={"fields": fields})
                 request_id.reset(token)
 
         return handle
-
-    async def _receive(self, context: Any, kind: Any) -> Any:
-        """Return a call's message; raises Refusal 400 or 408 where there is none."""
-        limit_s = self._config.limits.body_s
-        try:
-            message = await asyncio.wait_for(context.read(), limit_s)
-        except TimeoutError:
-            raise Refusal(408, f"the message did not come within {limit_s:g} s") from None
-        if not isinstance(message, bytes):
-            raise Refusal(400, "the call has no message")
-        try:
-            return await _in_time(len(message), kind.FromString, message)
-        except self._unreadable:
-            raise Refusal(400, "the message cannot be read") from None
 
     async def ServerLive(self, _: Any, __: Facts) -> Any:
         return self._messages.ServerLiveResponse(live=True)
@@ -249,7 +243,7 @@ class GrpcServer:
     async def ModelInfer(self, message: Any, facts: Facts) -> Any:
         name, version = message.model_name, message.model_version or None
         self._repository.require(name, version)
-        asked = await _in_time(message.ByteSize(), read_infer, message)
+        asked = await in_time(message.ByteSize(), read_infer, message)
         model = self._repository.choose(name, version)
         # a client that leaves cancels this very call
         patience = Patience(_never, self._config.limits.deadline_s)
@@ -279,11 +273,6 @@ class GrpcServer:
     async def RepositoryModelUnload(self, message: Any, _: Facts) -> Any:
         await self._repository.unload(message.model_name)
         return self._messages.RepositoryModelUnloadResponse()
-
-
-async def _in_time(size: int, function: Callable[[Any], Any], argument: Any) -> Any:
-    """Return what a function makes of so many bytes, in a thread where that would keep all others waiting."""
-    return await asyncio.to_thread(function, argument) if size > QUICK_BYTES else function(argument)
 
 
 def _serialized(message: Any) -> bytes:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from finetune.serving.admission import client
 from finetune.serving.keys import Keys, Role
 from finetune.serving.refusal import Refusal
 
@@ -39,18 +40,19 @@ class Guard:
             return
         try:
             name = self.keys.require(Headers(scope=scope), role)
-            client = f"key {name}" if name else str((scope.get("client") or ("",))[0])
-            if self.per_client is not None and self._asking[client] >= self.per_client:
+            who = f"key {name}" if name else str((scope.get("client") or ("",))[0])
+            if self.per_client is not None and self._asking[who] >= self.per_client:
                 raise Refusal(429, f"this client has {self.per_client} requests open already", retry_after_s=1)
         except Refusal as refusal:
             await self._refuse(refusal)(scope, receive, send)
             return
         if name:
             scope["state"]["facts"]["key"] = name
-        self._asking[client] += 1
+        client.set(who)
+        self._asking[who] += 1
         try:
             await self.app(scope, receive, send)
         finally:
-            self._asking[client] -= 1
-            if not self._asking[client]:
-                del self._asking[client]
+            self._asking[who] -= 1
+            if not self._asking[who]:
+                del self._asking[who]

@@ -37,8 +37,16 @@ class Server:
     @property
     def rss_mb(self) -> float:
         """Memory that the process has in RAM."""
+        return self._status_mb("VmRSS")
+
+    @property
+    def most_mb(self) -> float:
+        """The most that it has had."""
+        return self._status_mb("VmHWM")
+
+    def _status_mb(self, key: str) -> float:
         status = Path(f"/proc/{self.process.pid}/status").read_text()
-        return int(re.findall(r"VmRSS:\s+(\d+) kB", status)[0]) / 1000
+        return int(re.findall(rf"{key}:\s+(\d+) kB", status)[0]) / 1000
 
     def require_well(self, photo: bytes) -> None:
         """Fail the test unless the server is alive, ready, answers a photo, and had no fault of its own."""

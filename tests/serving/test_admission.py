@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import pytest
 
 from finetune.serving import admission
-from finetune.serving.admission import Admission
+from finetune.serving.admission import Admission, client
 from finetune.serving.refusal import Refusal
 
 
@@ -20,6 +23,13 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr(admission, "time", clock)
     return clock
+
+
+@contextlib.contextmanager
+def asked_by(name: str) -> Iterator[None]:
+    token = client.set(name)
+    yield
+    client.reset(token)
 
 
 def test_no_more_photos_are_in_hand_than_the_queue_holds() -> None:
@@ -97,3 +107,26 @@ def test_what_many_cores_have_in_hand_is_not_expected_to_wait_in_line(clock: Clo
     with queue.admit(40):
         clock.now = 0.1
         assert queue.expected_wait_s < 0.1
+
+
+def test_a_client_waits_for_no_more_of_another_s_photos_than_it_has_itself() -> None:
+    queue = Admission(max_queue=1000, max_wait_s=1, together=4)
+    queue.seconds_per_photo = 0.1
+    with asked_by("busy"), queue.admit(64):
+        assert queue.expected_wait_s == pytest.approx(6.4)
+        with pytest.raises(Refusal), queue.admit(1):
+            pass
+        with asked_by("other"):
+            assert queue.expected_wait_s == pytest.approx(0.1)
+            with queue.admit(4):
+                assert queue.expected_wait_s == pytest.approx(0.9), "four of its own and five of the other's"
+        assert queue.expected_wait_s == pytest.approx(6.4), "what the other had is forgotten"
+
+
+def test_one_client_s_photos_fill_the_queue_for_that_client_only() -> None:
+    queue = Admission(max_queue=10, max_wait_s=100, together=4)
+    with asked_by("busy"), queue.admit(10):
+        with pytest.raises(Refusal), queue.admit(1):
+            pass
+        with asked_by("other"), queue.admit(5), pytest.raises(Refusal), queue.admit(1):
+            pass

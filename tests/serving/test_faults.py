@@ -437,6 +437,34 @@ def test_of_a_flood_each_photo_is_answered_or_refused(tiny_models: Path, start_s
         client.close()
 
 
+def test_one_client_s_many_photos_shut_no_other_out(tiny_models: Path, start_server: Start, red_photo: bytes) -> None:
+    server = start_server(tiny_models, "limits.wait_s=20", "limits.deadline_s=60")
+    buffer = io.BytesIO()
+    # quick to send, slow to decode
+    Image.new("RGB", (4000, 4000), "red").save(buffer, "PNG")
+    photos = [("photo", (f"{number}.png", buffer.getvalue())) for number in range(24)]
+    answered: list[str] = []
+
+    def pending() -> float:
+        metrics = httpx.get(f"{server.address}/metrics").text
+        return float(re.findall(r'(?m)^finetune_pending_photos\{model="tiny",version="1"\} (\S+)$', metrics)[0])
+
+    def ask() -> None:
+        assert httpx.post(f"{server.address}/predict", files=photos, timeout=60).status_code == 200
+        answered.append("busy")
+
+    busy = threading.Thread(target=ask)
+    busy.start()
+    until(lambda: 0 < pending() < 24)
+    other = httpx.HTTPTransport(local_address="127.0.0.2")
+    with httpx.Client(base_url=server.address, transport=other, timeout=60) as client:
+        for _ in range(3):
+            assert client.post("/predict", content=red_photo).status_code == 200
+    answered.append("other")
+    busy.join()
+    assert answered == ["other", "busy"]
+
+
 # queues, keys and headers, without a process
 
 

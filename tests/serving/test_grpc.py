@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,7 +30,8 @@ from tritonclient.utils import InferenceServerException
 
 from finetune.bundle import open_bundle
 from finetune.preprocess import load_pixels
-from finetune.serving.grpc_server import QUICK_BYTES, GrpcServer
+from finetune.serving.grpc_messages import QUICK_BYTES
+from finetune.serving.grpc_server import GrpcServer
 from finetune.serving.keys import Keys
 from finetune.serving.metrics import Metrics
 from finetune.serving.predictor import open_predictor
@@ -93,6 +95,11 @@ def decoded(images: NDArray[np.uint8]) -> triton.InferInput:
     tensor = triton.InferInput("images", list(images.shape), "UINT8")
     tensor.set_data_from_numpy(images)
     return tensor
+
+
+def _varint(number: int) -> bytes:
+    low, high = number & 127, number >> 7
+    return bytes([low | 128]) + _varint(high) if high else bytes([low])
 
 
 def refused(status: str, call: object, *arguments: object, **keywords: object) -> str:
@@ -209,6 +216,7 @@ def test_no_more_calls_than_there_is_memory_for(client: triton.InferenceServerCl
         ask = channel.stream_unary(INFER)
         calls = [ask.future(nothing(), metadata=[*BEARER.items()]) for _ in range(CALLS)]
         until(lambda: status() == "StatusCode.RESOURCE_EXHAUSTED")
+        assert client.is_server_live(), "what reads no message is no such call"
         for call in calls:
             call.cancel()
         enough.set()
@@ -244,13 +252,13 @@ def test_levels_that_come_one_by_one(address: str, tiny_models: Path, raw: bytes
 
 def test_more_than_is_taken_is_refused_while_it_is_small(address: str) -> None:
     many = service_pb2.ModelInferRequest(model_name="tiny")
-    entry = many.inputs.add(name="encoded_images", datatype="BYTES", shape=[20_000])
-    entry.contents.bytes_contents.extend([b""] * 20_000)
+    entry = many.inputs.add(name="encoded_images", datatype="BYTES", shape=[10_001])
+    entry.contents.bytes_contents.extend([b""] * 10_001)
     outputs = service_pb2.ModelInferRequest(model_name="tiny")
     for _ in range(17):
         outputs.outputs.add(name="probabilities")
     told = (
-        "input 'encoded_images' has 20000 elements; 10000 are taken",
+        "input 'encoded_images' has 10001 elements; 10000 are taken",
         "the request has 17 outputs; at most 16 are taken",
     )
     with grpc.insecure_channel(address) as channel:
@@ -259,6 +267,35 @@ def test_more_than_is_taken_is_refused_while_it_is_small(address: str) -> None:
             with pytest.raises(grpc.RpcError) as error:
                 infer(asked, metadata=[*BEARER.items()])
             assert error.value.details() == said
+
+
+def test_what_grows_to_many_times_its_size_is_refused_before_it_does(tiny_models: Path, start_server: Start) -> None:
+    port, size = free_port(), 18_000_000
+    server = start_server(tiny_models, f"grpc_port={port}")
+
+    def nested(number: int, inner: bytes) -> bytes:
+        return bytes([number << 3 | 2]) + _varint(len(inner)) + inner
+
+    empty = size // 2
+    growing = {
+        "inputs": b"\x2a\0" * empty,
+        "outputs": b"\x32\0" * empty,
+        "raw contents": b"\x3a\0" * empty,
+        "parameters": b"\x22\0" * empty,
+        "an input's contents": nested(5, nested(5, b"\x42\0" * empty)),
+        "an input's shape": nested(5, nested(3, b"\1" * size)),
+        "an input's integers": nested(5, nested(5, nested(3, b"\1" * size))),
+    }
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        for what, message in growing.items():
+            before = server.rss_mb
+            # the most memory that it takes from here on
+            Path(f"/proc/{server.process.pid}/clear_refs").write_text("5")
+            with pytest.raises(grpc.RpcError) as error:
+                channel.unary_unary(INFER)(message)
+            assert error.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+            assert error.value.details().startswith("the message has more than 20000 fields"), what
+            assert server.most_mb - before < 5 * size / 1e6, what
 
 
 def test_what_is_no_message_is_refused(address: str) -> None:
@@ -421,6 +458,41 @@ def test_what_is_no_tls_leaves_no_line_that_is_no_json(tiny_models: Path, start_
     assert server.process.wait(20) == 0
     *_, last = [json.loads(line) for line in server.log.read_text().splitlines()[:-1]]
     assert last["level"] == "info"
+
+
+@pytest.mark.parametrize("drain_s", [0, 0.1, 0.2, 0.3])
+def test_a_stop_under_load_answers_each_call_or_never_begins_it(
+    tiny_models: Path, start_server: Start, raw: bytes, drain_s: float
+) -> None:
+    port, ended = free_port(), threading.Event()
+    server = start_server(tiny_models, f"grpc_port={port}", f"drain_s={drain_s}", "grace_s=60")
+    seen: Counter[str] = Counter()
+
+    def ask() -> None:
+        own = [("grpc.use_local_subchannel_pool", 1)]
+        with triton.InferenceServerClient(f"127.0.0.1:{port}", channel_args=own) as client:
+            while not ended.is_set():
+                try:
+                    client.infer("tiny", [files(raw)])
+                    seen["answered"] += 1
+                except InferenceServerException as error:
+                    seen[str(error.status())] += 1
+
+    clients = [threading.Thread(target=ask) for _ in range(8)]
+    # one that connects and says nothing keeps nobody
+    with socket.create_connection(("127.0.0.1", port)):
+        for one in clients:
+            one.start()
+        until(lambda: seen["answered"] > 50)
+        server.process.terminate()
+        assert server.process.wait(20) == 0, "it waits for no more than the calls"
+    ended.set()
+    for one in clients:
+        one.join()
+    assert set(seen) == {"answered", "StatusCode.UNAVAILABLE"}
+    log = server.log.read_text()
+    assert "Traceback" not in log
+    assert "accept4" not in log, "all lines are the log's own"
 
 
 def test_a_port_in_use_ends_the_server_with_the_reason(tiny_models: Path, address: str) -> None:
