@@ -16,7 +16,7 @@ import pytest
 import safetensors.torch
 import timm
 
-from tests.conftest import CLASSES, ROOT, paint_folder
+from tests.conftest import CLASSES, ROOT, paint_folder, train_config
 
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 # These need a container engine or a cluster, or are the suite itself; scripts/container-check and CI run what they do,
@@ -103,6 +103,27 @@ def wait_until_ready(address: str, server: subprocess.Popen[bytes]) -> None:
         except httpx.TransportError:
             time.sleep(0.05)
     raise AssertionError("the server did not become ready")
+
+
+def test_what_the_first_table_of_training_adds_is_taken_and_its_figures_were_measured() -> None:
+    text = (ROOT / "docs/training.md").read_text(encoding="utf-8")
+    table = text[text.index("| you have | add | expect |") :].partition("\n\n")[0]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
+    added = [word for _, add, _ in rows for word in re.findall(r"`(.+?)`", add)]
+    assert len(added) >= 3
+    for word in added:
+        train_config(word)
+    figures = (ROOT / "docs/figures.md").read_text(encoding="utf-8")
+    measured = [figure for _, _, expect in rows for figure in re.findall(r"\d+\.\d %", expect)]
+    assert len(measured) >= 8
+    assert [figure for figure in measured if figure not in figures] == []
+
+
+def test_the_documents_tell_from_how_many_photos_on_layers_train_as_the_code_does() -> None:
+    freeze = train_config().freeze
+    for name in ("docs/training.md", "conf/freeze/lp_ft.yaml", "conf/recipe/lp_ft.yaml"):
+        assert f"{freeze.head_below:,} photos or more" in (ROOT / name).read_text(encoding="utf-8"), name
+    assert f"{freeze.full_from:,} photos or more" in (ROOT / "conf/freeze/full.yaml").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
