@@ -67,9 +67,11 @@ def fit(
             if lack:
                 raise FinetuneError(f"budget_minutes={config.budget_minutes:g} is too short for layers: {lack}")
         handling = _handling(config, depth, manifest)
+        _tell(handling)
         return fit_layers(config, depth, handling, start, manifest, run, processes, watch, clock)
     components = colour_pca(config.augment, manifest, run) if config.probe.views else None
     handling = _handling(config, "head", manifest)
+    _tell(handling)
     config, rows = narrowed(config, run)
     found = search_heads(Search(config, handling, manifest, processes.device, deadline, watch, components, rows))
     head = fit_head(found)
@@ -127,6 +129,8 @@ def _fit_further(found: Found, head: Fitted, depth: Depth, run: Run, processes: 
         smaller = {"learning_rate": SHARE_FROM_HEAD * config.optimizer.learning_rate}
         config = config.model_copy(update={"optimizer": config.optimizer.model_copy(update=smaller)})
     handling = _handling(config, depth, manifest)
+    if handling != search.handling:
+        _tell(handling)
     try:
         layers = fit_layers(config, depth, handling, start, manifest, run, processes, search.watch, clock)
     except FinetuneError as error:
@@ -160,6 +164,8 @@ def _clock(deadline: Deadline, start: Start, manifest: Manifest, device: torch.d
 
 
 def _handling(config: TrainConfig, depth: Depth, manifest: Manifest) -> Handling:
-    handling = choose_handling(config.imbalance, depth, [photo.label for photo in manifest.of("train")])
+    return choose_handling(config.imbalance, depth, [photo.label for photo in manifest.of("train")])
+
+
+def _tell(handling: Handling) -> None:
     log.info("imbalance: %s (%s)", handling.method, handling.reason)
-    return handling
