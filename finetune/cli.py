@@ -124,7 +124,7 @@ def _through_hydra(name: str, arguments: list[str]) -> None:
         number = begin_job(sweep)
         failure = None
         try:
-            _execute(name, _in_its_folder(values, number))
+            _execute(name, _in_its_folder(values, number), shlex.join(["finetune", name, *arguments]))
         except Exception as error:
             # kept from Hydra, which would print it in its own way; the other jobs of a --multirun still run
             failure = error
@@ -174,9 +174,9 @@ def _quoted(name: str, arguments: list[str]) -> list[str]:
     return quoted
 
 
-def _execute(name: str, values: dict[str, Any]) -> None:
+def _execute(name: str, values: dict[str, Any], typed: str) -> None:
     command = COMMANDS[name]
-    parsed = parse(command.schema, values)
+    parsed = parse(command.schema, values, typed)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("finetune").setLevel(logging.INFO)
     # a process that trains beside another one has nothing to say

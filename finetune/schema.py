@@ -48,10 +48,13 @@ class Section(BaseModel):
 Config = TypeVar("Config", bound=Section)
 
 
-def parse(schema: type[Config], values: dict[str, Any]) -> Config:
-    """Validate composed values; raises FinetuneError naming every wrong key, its value and what it takes."""
+def parse(schema: type[Config], values: dict[str, Any], command: str = "") -> Config:
+    """Validate composed values; raises FinetuneError naming every wrong key, its value and what it takes.
+
+    command: the line that they come from, for those who note it.
+    """
     try:
-        return schema.model_validate(values)
+        return schema.model_validate(values, context={"command": command})
     except ValidationError as error:
         raise FinetuneError("\n".join(_explain(schema, error))) from None
 

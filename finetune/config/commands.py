@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, PrivateAttr, field_validator, model_validator
 
@@ -54,6 +54,15 @@ class TrainConfig(Section):
     scales_its_rate = model_validator(mode="before")(scale_learning_rate)
 
     _began: float = PrivateAttr(default_factory=time.monotonic)
+    _command: str = PrivateAttr("")
+
+    def model_post_init(self, context: Any) -> None:
+        self._command = (context or {}).get("command", "")
+
+    @property
+    def command(self) -> str:
+        """The command line that it was read from; empty where there was none."""
+        return self._command
 
     @property
     def began(self) -> float:
