@@ -144,7 +144,7 @@ def _through_hydra(name: str, arguments: list[str]) -> None:
         number = begin_job(sweep)
         failure = None
         try:
-            _execute(name, _in_its_folder(values, number))
+            _execute(name, _in_its_folder(values, number), _typed(shlex.join(["finetune", name, *arguments])))
         except Exception as error:
             # kept from Hydra, which would print it in its own way; the other jobs of a --multirun still run
             failure = error
@@ -194,9 +194,9 @@ def _quoted(name: str, arguments: list[str]) -> list[str]:
     return quoted
 
 
-def _execute(name: str, values: dict[str, Any]) -> None:
+def _execute(name: str, values: dict[str, Any], typed: Typed) -> None:
     command = COMMANDS[name]
-    parsed = parse(command.schema, values, _typed())
+    parsed = parse(command.schema, values, typed)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("finetune").setLevel(logging.INFO)
     # a process that trains beside another one has nothing to say
@@ -204,14 +204,14 @@ def _execute(name: str, values: dict[str, Any]) -> None:
         print(said, flush=True)
 
 
-def _typed() -> Typed:
-    """Return the keys on the command line, those that a sweep has set for this job among them."""
+def _typed(line: str) -> Typed:
+    """Return what stands on the command line, the keys that a sweep has set for this job among it."""
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
     hydra_config = HydraConfig.get()
     keys = (override.lstrip("+~").partition("=")[0] for override in hydra_config.overrides.task)
-    return Typed(tuple(dict.fromkeys(keys)), sweep=hydra_config.mode == RunMode.MULTIRUN)
+    return Typed(tuple(dict.fromkeys(keys)), sweep=hydra_config.mode == RunMode.MULTIRUN, line=line)
 
 
 def _in_its_folder(values: dict[str, Any], number: int | None) -> dict[str, Any]:

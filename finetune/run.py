@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -157,7 +157,7 @@ class Run:
 
         Raises FinetuneError where the folder holds work of another configuration.
         """
-        wanted = config.model_dump(mode="json")
+        wanted = {**config.model_dump(mode="json"), "command": config.typed.line}
         # nothing has been trained before there are checkpoints or weights: a mistake is corrected in place
         begun = any(path.exists() for path in (self.checkpoints, self.weights, self.result))
         if self.config.is_file() and begun:
@@ -198,7 +198,7 @@ class FinishedRun:
             hint = nearest(path.name, beside) if not path.is_dir() else "; it has no config.yaml"
             raise FinetuneError(f"run={path} is no run folder of `finetune train`{hint}")
         if not self.files.result.is_file():
-            raise FinetuneError(f"run={path} has not finished; the same `finetune train` command resumes it")
+            raise FinetuneError(_refuse_unfinished(self.files))
         try:
             self.result = Result.model_validate_json(self.files.result.read_text(encoding="utf-8"))
         except ValidationError as error:
@@ -238,6 +238,14 @@ class FinishedRun:
         return classifier.eval()
 
 
+def _refuse_unfinished(run: Run) -> str:
+    command = _read_config(run.config).get("command") or "finetune train ..."
+    said = f"run={run.path} has not finished; the command that began it goes on from where it was:\n  {command}"
+    # there only while layers train from it; its features are kept
+    head = "\nwith freeze=head and another output= it makes, in little time, only the head that the layers began with"
+    return said + head * run.weights.is_file()
+
+
 def _data_config(path: Path) -> DataConfig:
     try:
         return DataConfig.model_validate(_read_config(path)["data"])
@@ -271,17 +279,12 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Return the versions that decide a run's numbers."""
-    packages = ("torch", "timm", "pytorch-lightning", "albumentations", "numpy", "pillow", "onnxruntime-gpu")
-    installed = {}
-    for package in packages:
-        name = package if package != "onnxruntime-gpu" else _onnxruntime_distribution()
-        installed[name] = version(name)
+    packages = ("torch", "timm", "pytorch-lightning", "albumentations", "numpy", "pillow", _onnxruntime_distribution())
+    installed = {package: version(package) for package in packages}
     return {"finetune-service": finetune.__version__, "python": platform.python_version(), **installed}
 
 
 def _onnxruntime_distribution() -> str:
-    from importlib.metadata import PackageNotFoundError
-
     try:
         version("onnxruntime-gpu")
     except PackageNotFoundError:

@@ -49,10 +49,14 @@ Config = TypeVar("Config", bound=Section)
 
 
 class Typed(NamedTuple):
-    """What a person typed, of all that a configuration is composed of; sweep: for one of several runs."""
+    """What a person typed, of all that a configuration is composed of.
+
+    sweep: for one of several runs; line: the whole command line.
+    """
 
     keys: tuple[str, ...] = ()
     sweep: bool = False
+    line: str = ""
 
 
 def parse(schema: type[Config], values: dict[str, Any], typed: Typed | None = None) -> Config:

@@ -1,13 +1,20 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 
+from finetune.cli import run
 from finetune.errors import FinetuneError
 from finetune.run import FinishedRun
+from tests.conftest import TINY, paint_folder
 
 
 @pytest.fixture
@@ -15,9 +22,9 @@ def finished(tiny_run: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(tiny_run, tmp_path / "run"))
 
 
-def refusal(run: Path) -> str:
+def refusal(path: Path) -> str:
     with pytest.raises(FinetuneError) as caught:
-        FinishedRun(run)
+        FinishedRun(path)
     return str(caught.value)
 
 
@@ -36,3 +43,39 @@ def test_a_result_of_another_version_is_refused_with_what_differs(finished: Path
 def test_a_damaged_result_is_named(finished: Path, text: str) -> None:
     (finished / "result.json").write_text(text)
     assert refusal(finished).startswith(f"{finished / 'result.json'} is damaged: ")
+
+
+def test_a_run_that_was_killed_while_layers_train_says_what_to_do(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "run"
+    words = [f"data.root={paint_folder(tmp_path / 'my photos')}", f"output={output}", *TINY, "freeze=lp_ft"]
+    words += ["trainer.max_epochs=2", "trainer.accelerator=cpu", "data.batch_size=8"]
+    child = subprocess.Popen([sys.executable, "-m", "finetune", "train", *words])
+    while not (output / "weights.safetensors").exists() and child.poll() is None:
+        time.sleep(0.005)
+    child.kill()
+    assert child.wait() == -signal.SIGKILL
+    command = shlex.join(["finetune", "train", *words])
+    for asked in (["evaluate", f"run={output}"], ["export", f"run={output}", f"output={tmp_path / 'models'}"]):
+        capsys.readouterr()
+        assert run(asked) == 2
+        said = capsys.readouterr().err.splitlines()
+        assert said[:2] == [
+            f"finetune {asked[0]}: run={output} has not finished; the command that began it goes on from where it was:",
+            f"  {command}",
+        ]
+        assert said[2].startswith("with freeze=head and another output= it makes")
+    # both ways are open
+    assert run([*shlex.split(command)[1:], "freeze=head", f"output={tmp_path / 'head'}"]) == 0
+    assert "already finished" not in capsys.readouterr().out
+    assert run(["export", f"run={tmp_path / 'head'}", f"output={tmp_path / 'models'}"]) == 0
+    assert run(shlex.split(command)[1:]) == 0
+    assert run(["evaluate", f"run={output}"]) == 0
+
+
+def test_how_a_run_was_asked_for_makes_no_other_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["train", f"data.root={paint_folder(tmp_path / 'photos')}", f"output={tmp_path / 'run'}", *TINY]
+    assert run(words) == 0
+    assert run([*words, "seed=0"]) == 0
+    assert "already finished" in capsys.readouterr().out

@@ -53,7 +53,7 @@ class TrainConfig(Section):
     scales_its_rate = model_validator(mode="before")(scale_learning_rate)
 
     _began: float = PrivateAttr(default_factory=time.monotonic)
-    _typed: tuple[str, ...] = PrivateAttr(default=())
+    _typed: Typed = PrivateAttr(default=Typed())
 
     @model_validator(mode="after")
     def _goes_together(self) -> TrainConfig:
@@ -84,12 +84,12 @@ class TrainConfig(Section):
         idle = [] if typed.sweep else [*idle_keys(self, typed.keys)]
         if idle:
             raise ValueError("\n".join(idle))
-        self._typed = typed.keys
+        self._typed = typed
         return self
 
     @property
-    def typed(self) -> tuple[str, ...]:
-        """The keys that a person typed."""
+    def typed(self) -> Typed:
+        """What a person typed of it."""
         return self._typed
 
     @property

@@ -10,8 +10,8 @@ from finetune.config.rates import is_per_photos
 from finetune.config.tables import ByPhotos
 from finetune.schema import Fraction, Place, Section
 
-# Keys that change nothing about a run: where it lies and how it is watched.
-NO_OTHER_RUN = ("output", "logger")
+# Keys that change nothing about a run: where it lies, how it is watched, and in which words it was asked for.
+NO_OTHER_RUN = ("output", "logger", "command")
 
 Photos = Annotated[int, Field(ge=0)]
 GroupNumber = Annotated[int, Field(ge=0)]

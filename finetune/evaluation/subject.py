@@ -61,10 +61,6 @@ def open_subject(config: EvaluateConfig, run: FinishedRun | None) -> Subject:
 
 def _of_run(run: FinishedRun, device: Device) -> Subject:
     classifier, preprocessing = run.classifier().to(_torch_device(device)), run.result.preprocessing
-    size = preprocessing.image_size
-    with torch.inference_mode():
-        # what a device does once is no part of its speed
-        classifier(torch.zeros(1, size, size, 3, dtype=torch.uint8, device=classifier.temperature.device))
     return Subject(
         kind="run",
         name=run.files.path.resolve().name,

@@ -40,10 +40,10 @@ class Backbone(nn.Module):
     classifier would see; "last" is then the average of the highest stage left.
     """
 
-    def __init__(self, network: nn.Module, image_size: int, stages: int | None = None) -> None:
+    def __init__(self, network: nn.Module, name: str, image_size: int, stages: int | None = None) -> None:
         """stages: how many are left of a network whose top ones were dropped; None: it is whole."""
         super().__init__()
-        self.network, self.stages = network, stages
+        self.network, self.name, self.image_size, self.stages = network, name, image_size, stages
         was_training = network.training
         network.eval()
         # not inference_mode: some networks keep what they make here, and train with it
@@ -73,7 +73,8 @@ class Backbone(nn.Module):
         """Where a feature set lies in what `everything` returns; raises FinetuneError where there is no such set."""
         if features not in self.feature_sets:
             raise FinetuneError(
-                f"model.features={features}: this backbone has hardly more blocks than stages; use stages"
+                f"model.features={features}: {self.name} has hardly more blocks than stages, so it has only "
+                f"{', '.join(self.feature_sets)}; use one of those, or auto, which takes what each backbone has"
             )
         all_width = self.stages_width + self.last_width
         return {
@@ -189,7 +190,7 @@ def _without_classifier(network: nn.Module, name: str, image_size: int, drop_sta
         network.reset_classifier(0)  # type: ignore[operator]
     try:
         left = drop_top_stages(network, name, drop_stages, image_size) if drop_stages else None
-        return Backbone(network, image_size, left)
+        return Backbone(network, name, image_size, left)
     except (AssertionError, RuntimeError, ValueError) as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise FinetuneError(f"{name} cannot take data.image_size={image_size}: {reason}") from None

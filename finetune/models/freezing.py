@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
+import torch
 from torch import nn
 
 from finetune.config import FreezeConfig, OptimizerConfig
@@ -22,7 +23,7 @@ PREFIX = "backbone.network."
 class PlannedGroup:
     """A depth of the network. from_epoch: when it begins to train, counted from 0; None: never.
 
-    rate: its learning rate as a share of the head's; parameters: how many numbers.
+    rate: its learning rate as a share of the head's; parameters: how many numbers, or how many of them train.
     """
 
     modules: str
@@ -36,18 +37,20 @@ class PlannedGroup:
 class FreezingPlan:
     """Every parameter of a classifier in one group each, from the stem to the head.
 
+    idle: parameters that no answer depends on, so that there is nothing to train them by;
     head_epochs: how many epochs are the head's alone, as a phase with a learning rate schedule of its own;
     keeps_statistics: whether batch norm of layers that train goes on with the statistics of pretraining.
     """
 
     groups: tuple[PlannedGroup, ...]
+    idle: frozenset[str] = frozenset()
     head_epochs: int = 0
     keeps_statistics: bool = False
 
     def trainable(self, epoch: int) -> frozenset[str]:
         """Return the names of the parameters that train in an epoch, counted from 0."""
         opened = (group for group in self.groups if group.from_epoch is not None and group.from_epoch <= epoch)
-        return frozenset(name for group in opened for name in group.names)
+        return frozenset(name for group in opened for name in group.names) - self.idle
 
     def within(self, epochs: int) -> FreezingPlan:
         """Return the plan of a training of so many epochs: what would begin after the last one stays frozen."""
@@ -60,7 +63,8 @@ class FreezingPlan:
     @cached_property
     def ever(self) -> frozenset[str]:
         """The names of the parameters that train in some epoch."""
-        return frozenset(name for group in self.groups if group.from_epoch is not None for name in group.names)
+        opened = (group for group in self.groups if group.from_epoch is not None)
+        return frozenset(name for group in opened for name in group.names) - self.idle
 
     @cached_property
     def rates(self) -> dict[str, float]:
@@ -71,18 +75,46 @@ class FreezingPlan:
 def plan_freezing(classifier: Classifier, config: FreezeConfig, depth: Depth, layer_decay: float) -> FreezingPlan:
     """Decide for every depth of the backbone, and for the head, from when and how fast it trains.
 
-    layer_decay: each depth learns at this share of the rate of the one above it.
+    layer_decay: each depth learns at this share of the rate of the one above it. Raises FinetuneError where answers
+    depend on none of the depths that would train.
     """
     sizes = {name: parameter.numel() for name, parameter in classifier.named_parameters()}
     found = depth_groups(classifier.backbone.network)
+    idle = frozenset[str]() if depth == "head" else idle_parameters(classifier)
     groups = []
     for number, (group, from_epoch) in enumerate(zip(found, _from_epochs(len(found), config, depth), strict=True)):
         names = tuple(PREFIX + name for name in group.names)
         rate = layer_decay ** (len(found) - number)
-        groups.append(PlannedGroup(group.modules, names, sum(sizes[name] for name in names), from_epoch, rate))
+        moving = [name for name in names if name not in idle]
+        begins = from_epoch if moving else None
+        counted = sum(sizes[name] for name in (names if begins is None else moving))
+        groups.append(PlannedGroup(group.modules, names, counted, begins, rate))
+    if depth != "head" and all(group.from_epoch is None for group in groups):
+        raise FinetuneError(
+            f"freeze={depth} would train nothing of the backbone: model.features={classifier.features} sees none of "
+            "the depths that it opens; use freeze=full, more freeze.top_groups, or model.features=last"
+        )
     head = tuple(f"head.{name}" for name, _ in classifier.head.named_parameters())
     groups.append(PlannedGroup("head", head, sum(sizes[name] for name in head), 0, 1.0))
-    return FreezingPlan(tuple(groups), config.head_epochs, config.statistics == "keep")
+    return FreezingPlan(tuple(groups), idle, config.head_epochs, config.statistics == "keep")
+
+
+def idle_parameters(classifier: Classifier) -> frozenset[str]:
+    """Return the names of those that no answer depends on: what stands above the stages that the head sees."""
+    modes = [(part, part.training) for part in classifier.modules()]
+    trains = {name: (parameter, parameter.requires_grad) for name, parameter in classifier.named_parameters()}
+    side_px = classifier.backbone.image_size
+    images = torch.zeros(1, side_px, side_px, 3, dtype=torch.uint8, device=classifier.temperature.device)
+    classifier.eval().requires_grad_(True)
+    try:
+        answer = classifier(images).sum()
+        slopes = torch.autograd.grad(answer, [parameter for parameter, _ in trains.values()], allow_unused=True)
+    finally:
+        for part, training in modes:
+            part.training = training
+        for parameter, training in trains.values():
+            parameter.requires_grad_(training)
+    return frozenset(name for name, slope in zip(trains, slopes, strict=True) if slope is None)
 
 
 def decay_per_depth(classifier: Classifier, config: OptimizerConfig) -> float:

@@ -52,7 +52,7 @@ def require_used(config: TrainConfig, depth: Depth) -> None:
     Raises FinetuneError where a rate is to be looked for that a fitted head hides.
     """
     came_to = f"freeze=auto came to freeze={depth}: " if config.freeze.mode == "auto" else ""
-    for line in idle_keys(config, config.typed, depth):
+    for line in idle_keys(config, config.typed.keys, depth):
         log.warning("%s%s", came_to, line)
     if config.freeze.mode == "auto" and depth != "head" and config.optimizer.learning_rate == "auto":
         raise FinetuneError(

@@ -15,7 +15,7 @@ from finetune.training.deadline import Timer
 from finetune.training.imbalance import Judgement
 from finetune.training.module import FineTuner
 from finetune.training.processes import Processes
-from finetune.training.strategies import Sharded, ShardedFineTuner, SharedDDP, needs_all_parameters
+from finetune.training.strategies import Sharded, ShardedFineTuner, SharedDDP
 from finetune.training.world import Started
 
 Strategy = Literal["auto", "ddp", "fsdp"]
@@ -38,16 +38,11 @@ def spread(strategy: Strategy, processes: Processes, module: FineTuner, data: Ph
     return where | {
         "devices": world.local_size,
         "num_nodes": world.nodes,
-        "strategy": Sharded(data.batches) if strategy == "fsdp" else _copies(module, data),
+        "strategy": (Sharded if strategy == "fsdp" else SharedDDP)(data.batches),
         "plugins": [Started(world)],
         # batches come in shares
         "use_distributed_sampler": False,
     }
-
-
-def _copies(module: FineTuner, data: PhotoData) -> SharedDDP:
-    image_px = len(data.pixels["val"][0])
-    return SharedDDP(data.batches, find_unused_parameters=not needs_all_parameters(module.classifier, image_px))
 
 
 def judge_all(judge: Judge, processes: Processes, photos: int) -> Judge:

@@ -29,7 +29,7 @@ class SharedDDP(_Shares, DDPStrategy):
     """A copy of the network in every process, their gradients averaged.
 
     A copy is wrapped for what trains now, and wrapped anew when that changes: what is frozen is neither waited for nor
-    sent around. Only where answers need not all parameters does each step look for those that it did not use.
+    sent around.
     """
 
     def __init__(self, batches: SharedBatches, **options: Any) -> None:
@@ -83,20 +83,3 @@ def _blocks(module: nn.Module) -> list[nn.Module]:
     if isinstance(module, nn.Sequential | nn.ModuleList):
         return [child for child in module if next(child.parameters(), None) is not None]
     return [block for child in module.children() for block in _blocks(child)]
-
-
-def needs_all_parameters(network: nn.Module, image_px: int) -> bool:
-    """Return whether an answer depends on every parameter: a head that sees lower stages leaves out what is above."""
-    modes = [(part, part.training) for part in network.modules()]
-    trains = [(parameter, parameter.requires_grad) for parameter in network.parameters()]
-    network.eval().requires_grad_(True)
-    try:
-        device = trains[0][0].device
-        answer = network(torch.zeros(1, image_px, image_px, 3, dtype=torch.uint8, device=device))
-        slopes = torch.autograd.grad(answer.sum(), [parameter for parameter, _ in trains], allow_unused=True)
-    finally:
-        for part, training in modes:
-            part.training = training
-        for parameter, training in trains:
-            parameter.requires_grad_(training)
-    return all(slope is not None for slope in slopes)

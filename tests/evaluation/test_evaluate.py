@@ -3,14 +3,18 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from PIL import Image
 
 from finetune.cli import run
+from finetune.models.classifier import Classifier
 from finetune.run import FinishedRun
+from finetune.serving.predictor import Predictor
 from tests.conftest import CLASSES, TINY, paint, paint_folder
 
 WRITTEN = {"evaluation.json", "report.html", "predictions.csv", "confusion.csv", "confusion.png", "reliability.png"}
@@ -273,3 +277,25 @@ def test_damaged_weights_are_named(tiny_run: Path, tmp_path: Path, capsys: pytes
     weights.write_bytes(weights.read_bytes()[:1000])
     assert run(["evaluate", f"run={run_folder}"]) == 2
     assert f"{weights} cannot be read:" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("subject", ["run", "model"])
+def test_what_is_done_once_is_no_part_of_the_speed(
+    subject: str, tiny_run: Path, tiny_models: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds: list[float] = []
+
+    def counted(answer: Callable[..., Any]) -> Callable[..., Any]:
+        def slow_at_first(model: Any, images: Any) -> Any:
+            # a second a photo, and more for the first batches of all workers
+            seconds.append(len(images) + 100.0 * (len(seconds) < 3))
+            return answer(model, images)
+
+        return slow_at_first
+
+    monkeypatch.setattr(Classifier, "forward", counted(Classifier.forward))
+    monkeypatch.setattr(Predictor, "run", counted(Predictor.run))
+    monkeypatch.setattr("finetune.evaluation.evaluate.time", SimpleNamespace(monotonic=lambda: sum(seconds)))
+    asked = {"run": f"run={tiny_run}", "model": f"model={tiny_models / 'tiny'}"}[subject]
+    assert run(["evaluate", asked, f"data.root={photos}", f"output={tmp_path / 'out'}", "device=cpu"]) == 0
+    assert figures(tmp_path / "out")["photos_per_second"] == 1.0

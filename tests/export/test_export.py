@@ -156,7 +156,7 @@ def test_what_is_no_run_is_refused(tmp_path: Path, tiny_run: Path, capsys: pytes
     shutil.copytree(tiny_run, tmp_path / "unfinished")
     (tmp_path / "unfinished" / "result.json").unlink()
     assert run(["export", f"run={tmp_path / 'unfinished'}", f"output={tmp_path}"]) == 2
-    assert "has not finished; the same `finetune train` command resumes it" in capsys.readouterr().err
+    assert "has not finished; the command that began it goes on from where it was:" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["my run", "café", "-run", "stats"])

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import pytest
 import timm
 import torch
 
+from finetune.cli import run
 from finetune.models.backbone import Backbone
 from finetune.models.blocks import MOST_WIDTH, Block, find_blocks, outputs_of
+from tests.conftest import TINY
 
 
 def blocks_of(network: torch.nn.Module, size: int) -> list[Block]:
@@ -58,7 +61,7 @@ def test_looking_at_blocks_leaves_no_hook_behind() -> None:
 @pytest.mark.parametrize("name", ["test_efficientnet", "tf_efficientnet_lite0", "test_convnext", "test_vit"])
 def test_every_feature_set_has_its_columns_in_everything(name: str) -> None:
     size = 160 if name == "test_vit" else 64
-    backbone = Backbone(network(name), size).eval()
+    backbone = Backbone(network(name), name, size).eval()
     images = torch.randn(2, 3, size, size)
     with torch.no_grad():
         everything = backbone.everything(images)
@@ -70,10 +73,22 @@ def test_every_feature_set_has_its_columns_in_everything(name: str) -> None:
 
 
 def test_a_copy_has_its_own_blocks() -> None:
-    backbone = Backbone(network("tf_efficientnet_lite0"), 64).eval()
+    backbone = Backbone(network("tf_efficientnet_lite0"), "tf_efficientnet_lite0", 64).eval()
     other = copy.deepcopy(backbone)
     with torch.no_grad():
         for parameter in other.parameters():
             parameter.zero_()
         images = torch.randn(1, 3, 64, 64)
         assert other(images, "blocks").abs().sum() < backbone(images, "blocks").abs().sum()
+
+
+def test_a_backbone_without_such_features_is_named_with_what_it_has(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [f"data.root={photos}", f"output={tmp_path / 'run'}", *TINY, "freeze=head", "model.features=blocks"]
+    words = [word.replace("test_resnet", "test_efficientnet") for word in words]
+    assert run(["train", *words, "data.image_size=160", "probe.backbones=[test_vit]"]) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "finetune train: model.features=blocks: test_vit has hardly more blocks than stages, so it has only last, "
+        "stages, all; use one of those, or auto, which takes what each backbone has"
+    )

@@ -7,7 +7,7 @@ import torch
 from pydantic import ValidationError
 
 from finetune.errors import FinetuneError
-from finetune.models.backbone import build_backbone, describe_backbone
+from finetune.models.backbone import FeatureSet, build_backbone, describe_backbone
 from finetune.models.classifier import Classifier
 from finetune.models.depth import depth_groups
 from finetune.models.freezing import (
@@ -208,3 +208,33 @@ def test_what_would_begin_after_the_last_epoch_stays_frozen() -> None:
     assert None in [group.from_epoch for group in within.groups]
     assert within.ever == whole.trainable(2)
     assert whole.within(100) == whole
+
+
+@pytest.mark.parametrize(("features", "depth"), [("stages", "full"), ("all", "full"), ("stages", "partial")])
+def test_what_no_answer_depends_on_does_not_train(features: FeatureSet, depth: Depth) -> None:
+    classifier = build("test_efficientnet")
+    above = {PREFIX + name for name in dict(classifier.backbone.network.named_parameters()) if "conv_head" in name}
+    seen = Classifier(describe_backbone("test_efficientnet"), classifier.backbone, features, classes=3)
+    seen.backbone.network.conv_stem.weight.requires_grad_(False)  # type: ignore[union-attr]
+    made = plan(seen, depth, top_groups=2)
+    assert bool(above & made.ever) == (features == "all") == bool(above & made.trainable(0))
+    assert bool(above & made.idle) == (features != "all")
+    assert above <= made.rates.keys()
+    # looking leaves everything as it was
+    assert seen.training
+    assert [name for name, parameter in seen.named_parameters() if not parameter.requires_grad] == [
+        f"{PREFIX}conv_stem.weight"
+    ]
+    apply_freezing(seen, made.ever)
+    seen(torch.zeros(2, 64, 64, 3, dtype=torch.uint8)).sum().backward()
+    assert {name for name, parameter in seen.named_parameters() if parameter.grad is not None} == made.ever
+
+
+def test_training_only_what_no_answer_depends_on_is_refused() -> None:
+    spec = describe_backbone("mobilenetv3_small_050")
+    backbone, _ = build_backbone(spec.name, 64, "none")
+    seen = Classifier(spec, backbone, "stages", classes=3)
+    with pytest.raises(FinetuneError, match="freeze=partial would train nothing of the backbone: model") as refused:
+        plan(seen, "partial", top_groups=1)
+    assert "model.features=stages sees none of the depths that it opens" in str(refused.value)
+    assert [group.from_epoch for group in plan(seen, "partial", top_groups=2).groups][-3:] == [0, None, 0]

@@ -31,3 +31,16 @@ def test_neighbours_that_are_treated_alike_share_a_line() -> None:
         ("5", ["epoch", "1", "0.01"]),
     ]
     assert "layer1.0 ... layer2.0" in describe_plan(made, 0.01)
+
+
+def test_what_stands_above_what_the_head_sees_is_not_counted_as_trained() -> None:
+    spec = describe_backbone("test_efficientnet")
+    backbone, _ = build_backbone(spec.name, 64, "none")
+    printed = {}
+    for features in ("last", "stages"):
+        made = plan(Classifier(spec, backbone, features, classes=3), "full")  # type: ignore[arg-type]
+        printed[features] = describe_plan(made, 0.01).splitlines()
+    above = sum(p.numel() for name, p in backbone.network.named_parameters() if name.startswith(("conv_head", "bn2")))
+    counts = [sum(int(line.split()[-4].replace(",", "")) for line in printed[key][1:-1]) for key in printed]
+    assert counts[0] == sum(parameter.numel() for parameter in backbone.parameters())
+    assert counts[0] - counts[1] == above > 0
