@@ -34,6 +34,7 @@ from finetune.serving.metrics import Metrics
 from finetune.serving.repository import Repository
 from finetune.serving.routes import Target
 from finetune.serving.turns import Turns
+from finetune.serving.unread import Unread
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +54,7 @@ def main(config: ServeConfig) -> str:
         server.should_exit = True
 
     service = assemble(config, stop)
-    server = Server(_uvicorn_config(config, service.app), service, config)
+    server = Server(_uvicorn_config(config, service), service, config)
     with _listen(config.host, config.port) as listener:
         host, port = listener.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
@@ -163,12 +164,12 @@ class Server(uvicorn.Server):
         self._loop.call_later(self._drain_s, setattr, self, "should_exit", True)
 
 
-def _uvicorn_config(config: ServeConfig, app: object) -> uvicorn.Config:
+def _uvicorn_config(config: ServeConfig, service: Service) -> uvicorn.Config:
     limits = config.limits
     try:
         loaded = uvicorn.Config(
-            app,  # type: ignore[arg-type]
-            http=connection_type(limits.header_s, limits.body_s, limits.connections),
+            service.app,
+            http=connection_type(limits.header_s, limits.body_s, limits.connections, Unread(service.metrics)),
             ws="none",
             log_config=None,
             access_log=False,

@@ -575,6 +575,25 @@ async def test_keys_and_what_they_open(tiny_models: Path, red_photo: bytes, tmp_
 
 
 @pytest.mark.anyio
+async def test_what_is_turned_away_is_counted_under_the_route_that_it_would_have_taken(
+    tiny_models: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "keys").write_text(f"root admin {hashlib.sha256(b'root').hexdigest()}")
+    async with asking(tiny_models, keys=str(tmp_path / "keys"), limits={"body_mb": 0.1}) as client:
+        admin = {"X-API-Key": "root"}
+        assert (await client.post("/predict", content=b"x")).status_code == 401
+        assert (await client.post(INFER, content=bytes(200_000), headers=admin)).status_code == 413
+        assert (await client.get("/none", headers=admin)).status_code == 404
+        assert (await client.post("/v2/repository/models/tiny/unload", headers=admin)).status_code == 200
+        assert (await client.get("/readyz")).status_code == 503
+        text = (await client.get("/metrics", headers=admin)).text
+    counted = re.findall(r'(?m)^finetune_refusals_total\{reason="(\d+)"\} (\S+)$', text)
+    assert sorted(counted) == [("401", "1.0"), ("413", "1.0")], "no poll of health, nothing that is not there"
+    for route, code in (("/predict", 401), ("/v2/models/{name}/infer", 413), ("other", 404)):
+        assert f'finetune_requests_total{{code="{code}",route="{route}"}} 1.0' in text
+
+
+@pytest.mark.anyio
 async def test_nobody_administers_without_a_key(tiny_models: Path) -> None:
     async with asking(tiny_models) as client:
         refused = await client.post("/v2/repository/models/tiny/unload")
