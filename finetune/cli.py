@@ -22,7 +22,7 @@ from finetune.schema import Section, describe, parse, path_keys
 from finetune.sweeps.jobs import describe_sweep, note_job, require_done, sweep_folder
 
 HELP_WIDTH = 120
-DONE, WRONG_INPUT, INTERRUPTED = 0, 2, 130
+DONE, WRONG_INPUT, INTERRUPTED, TERMINATED = 0, 2, 130, 128 + signal.SIGTERM
 # What the system says of a disk or a folder; any other OSError is our fault and keeps its traceback.
 OUTSIDE = {
     errno.ENOSPC,
@@ -57,7 +57,7 @@ COMMANDS = {
 
 
 def main(argv: list[str] | None = None) -> NoReturn:
-    """Run one command and exit: 0 done, 2 wrong input, 1 our fault, 130 interrupted."""
+    """Run one command and exit: 0 done, 2 wrong input, 1 our fault, 130 interrupted, 143 a server by SIGTERM."""
     sys.exit(run(sys.argv[1:] if argv is None else argv))
 
 
@@ -74,7 +74,7 @@ def run(argv: list[str]) -> int:
             print(_help(name))
             return DONE
         # SIGTERM ends a command as Ctrl-C does: what is half written is cleaned up
-        signal.signal(signal.SIGTERM, _interrupt)
+        signal.signal(signal.SIGTERM, _terminate if name == "serve" else _interrupt)
         _through_hydra(name, arguments)
     except FinetuneError as error:
         print(f"finetune {name}: {error}" if name in COMMANDS else f"finetune: {error}", file=sys.stderr)
@@ -95,7 +95,7 @@ def run(argv: list[str]) -> int:
         print(f"finetune {name}: interrupted{'; ' if stop.args else ''}{stop}", file=sys.stderr)
         if name == "train":
             print(f"the same command goes on from there:\n  finetune {shlex.join(argv)}", file=sys.stderr)
-        return INTERRUPTED
+        return TERMINATED if isinstance(stop, _Terminated) else INTERRUPTED
     return DONE
 
 
@@ -108,6 +108,14 @@ def conf_dir() -> Path:
 
 def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM to a server; what starts and stops servers tells it from Ctrl-C by the exit code."""
+
+
+def _terminate(*_: object) -> None:
+    raise _Terminated
 
 
 def _through_hydra(name: str, arguments: list[str]) -> None:

@@ -354,6 +354,27 @@ def test_a_second_signal_ends_it_at_once(tiny_models: Path, start_server: Start)
     assert "a second signal: ending at once" in server.log.read_text()
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_before_it_serves(tiny_models: Path, tmp_path: Path, number: int, code: int) -> None:
+    os.mkfifo(tmp_path / "keys")
+    command = [
+        sys.executable,
+        "-m",
+        "finetune",
+        "serve",
+        f"models={tiny_models}",
+        "port=0",
+        f"keys={tmp_path / 'keys'}",
+    ]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        # it has opened the file too then, and waits for keys
+        with (tmp_path / "keys").open("w"):
+            process.send_signal(number)
+            _, said = process.communicate(timeout=20)
+        assert process.returncode == code
+    assert said.splitlines()[-1] == "finetune serve: interrupted"
+
+
 def test_requests_that_take_longer_than_the_grace_time_do_not_keep_it(tiny_models: Path, start_server: Start) -> None:
     server = start_server(tiny_models, "grace_s=1", "limits.body_s=60")
     with socket.create_connection(server.place) as client:
