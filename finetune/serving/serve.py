@@ -47,6 +47,17 @@ LAST_WORK_S = 1
 def main(config: ServeConfig) -> str:
     """Serve until SIGTERM or Ctrl-C; what is asked by then is answered first. A second signal ends it at once."""
     logs.set_up(_form(config.logs))
+    try:
+        _serve(config)
+        # by the log, which nothing that cannot be written keeps from ending
+        log.info("stopped")
+        return ""
+    finally:
+        # what it ends of is the last line
+        logs.flush()
+
+
+def _serve(config: ServeConfig) -> None:
     failures: list[Exception] = []
 
     def stop(failure: Exception) -> None:
@@ -66,7 +77,6 @@ def main(config: ServeConfig) -> str:
     if failures:
         raise failures[0]
     leave_threads_behind()
-    return "stopped"
 
 
 def leave_threads_behind() -> None:
@@ -75,7 +85,6 @@ def leave_threads_behind() -> None:
     def end() -> None:
         time.sleep(LAST_WORK_S)
         logging.shutdown()
-        sys.stdout.flush()
         os._exit(0)
 
     threading.Thread(target=end, daemon=True).start()

@@ -244,6 +244,36 @@ def test_a_full_disk_is_nothing_to_a_server_that_writes_nothing(
     assert server.process.wait(timeout=20) == 0
 
 
+@pytest.mark.parametrize("reader", ["none", "full disk"])
+def test_a_log_that_cannot_be_written_is_nothing_to_a_server(
+    tiny_models: Path, tmp_path: Path, red_photo: bytes, reader: str
+) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    reading, writing = os.pipe()
+    sink = writing if reader == "none" else os.open("/dev/full", os.O_WRONLY)
+    command = [sys.executable, "-m", "finetune", "serve", f"models={tiny_models}", f"port={port}"]
+    process = subprocess.Popen(command, stdout=sink, stderr=sink)
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", transport=httpx.HTTPTransport(retries=8)) as client:
+            until(lambda: client.get("/readyz").status_code == 200, within_s=60)
+            # of their lines many times what a pipe holds
+            for _ in range(400):
+                assert client.get("/models", headers={"X-Request-ID": "x" * 64}).status_code == 200
+            assert client.post("/predict", content=red_photo).status_code == 200
+            if reader == "full disk":
+                lost = re.findall(r"(?m)^finetune_log_lines_lost_total (\S+)$", client.get("/metrics").text)
+                assert float(lost[0]) > 400
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=20) == 0
+    finally:
+        process.kill()
+        process.wait()
+        for descriptor in {reading, writing, sink}:
+            os.close(descriptor)
+
+
 def open_for_writing(pid: int) -> list[str]:
     """Return the regular files that a process has open for writing."""
     found = []
@@ -730,7 +760,7 @@ def test_a_thread_that_cannot_be_stopped_does_not_keep_the_process() -> None:
         "from finetune.serving.serve import leave_threads_behind\n"
         "threading.Thread(target=time.sleep, args=[60]).start()\n"
         "leave_threads_behind()\n"
-        "print('stopped')\n"
+        "print('stopped', flush=True)\n"
     )
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30)
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "stopped\n", "")
