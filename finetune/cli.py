@@ -26,7 +26,7 @@ from finetune.sweeps.command_line import flags_first, is_sweep, require_one_run
 from finetune.sweeps.jobs import Sweep, begin_job, end_job
 
 HELP_WIDTH = 120
-DONE, WRONG_INPUT, INTERRUPTED = 0, 2, 130
+DONE, WRONG_INPUT, INTERRUPTED, TERMINATED = 0, 2, 130, 128 + signal.SIGTERM
 # What the system says of a disk or a folder; any other OSError is our fault and keeps its traceback.
 OUTSIDE = {
     errno.ENOSPC,
@@ -64,7 +64,7 @@ COMMANDS = {
 
 
 def main(argv: list[str] | None = None) -> NoReturn:
-    """Run one command and exit: 0 done, 2 wrong input, 1 our fault, 130 interrupted."""
+    """Run one command and exit: 0 done, 2 wrong input, 1 our fault, 130 interrupted, 143 a server by SIGTERM."""
     words = sys.argv[1:] if argv is None else argv
     code = run(words)
     command = COMMANDS.get("".join(words[:1]))
@@ -87,7 +87,7 @@ def run(argv: list[str]) -> int:
             print(_help(name))
             return DONE
         # SIGTERM ends a command as Ctrl-C does: what is half written is cleaned up
-        signal.signal(signal.SIGTERM, _interrupt)
+        signal.signal(signal.SIGTERM, _terminate if name == "serve" else _interrupt)
         _through_hydra(name, flags_first(arguments))
     except FinetuneError as error:
         say(f"finetune {name}: {error}" if name in COMMANDS else f"finetune: {error}")
@@ -108,7 +108,7 @@ def run(argv: list[str]) -> int:
         say(f"finetune {name}: interrupted{'; ' if stop.args else ''}{stop}")
         if name == "train":
             say(f"the same command goes on from there:\n  finetune {shlex.join(argv)}")
-        return INTERRUPTED
+        return TERMINATED if isinstance(stop, _Terminated) else INTERRUPTED
     return DONE
 
 
@@ -116,8 +116,13 @@ def _say_as_asked(argv: list[str]) -> Callable[[str], None]:
     """Return what says on stderr how a command ended: in JSON for logs=json, though its server may never begin."""
     if argv[0] == "serve" and "logs=json" in argv:
         logs.set_up("json")
-        return logging.getLogger(__name__).error
+        return _say_in_json
     return lambda words: print(words, file=sys.stderr)
+
+
+def _say_in_json(words: str) -> None:
+    logging.getLogger(__name__).error(words)
+    logs.flush()
 
 
 def conf_dir() -> Path:
@@ -129,6 +134,14 @@ def conf_dir() -> Path:
 
 def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM to a server; what starts and stops servers tells it from Ctrl-C by the exit code."""
+
+
+def _terminate(*_: object) -> None:
+    raise _Terminated
 
 
 def _through_hydra(name: str, arguments: list[str]) -> None:

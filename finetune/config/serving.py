@@ -45,7 +45,9 @@ class LimitsConfig(Section):
         description="time that a client gets to send a request's body, then 408, or to take an answer"
     )
     idle_s: Seconds = Field(description="time that a connection is kept open without a request")
-    connections: Count = Field(description="open connections at most; one more gets 503 and is closed")
+    connections: Count = Field(
+        description="open connections at most; one more takes the place of the longest idle one, or gets 503"
+    )
     held_mb: Annotated[float, Field(gt=0, le=1_000_000)] = Field(
         description="MB of all requests' bodies at one time; above it 503"
     )

@@ -95,8 +95,6 @@ def create_app(
     MultiPartParser.spool_max_size = int(limits.body_mb * 1e6)
 
     def refuse(refusal: Refusal) -> JSONResponse:
-        if refusal.status != 422:
-            metrics.refused(str(refusal.status))
         headers = (
             {} if refusal.retry_after_s is None else {"Retry-After": str(max(1, math.ceil(refusal.retry_after_s)))}
         )
@@ -113,7 +111,7 @@ def create_app(
     app.add_exception_handler(RequestValidationError, _as_wrong_parameter)
     app.add_exception_handler(ClientDisconnect, _as_left)
     app.add_exception_handler(ClientLeft, _as_left)
-    # the one added last is the outermost
+    # the one added last is the outermost: the envelope, which has to know all routes
     app.add_middleware(BodyLimits, limits=limits, refuse=refuse)
     app.add_middleware(Guard, keys=keys, per_client=limits.per_client, refuse=refuse)
     if config.cors:
@@ -124,13 +122,14 @@ def create_app(
             allow_headers=["*"],
             expose_headers=EXPOSED,
         )
-    app.add_middleware(Envelope, metrics=metrics, is_draining=lambda: repository.draining)
     app.include_router(predict_router(repository, limits, parsing))
     app.include_router(status_router(repository, metrics))
     app.include_router(inference_router(repository, limits, parsing))
     # what FastAPI makes of the routes is kept by it, and so is what is added
     declare_keys(app.openapi(), keys.keyless)
     declare_headers(app.openapi())
+    paths = app.openapi()["paths"]
+    app.add_middleware(Envelope, metrics=metrics, templates=paths, is_draining=lambda: repository.draining)
     return app
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+from operator import itemgetter
 from typing import Any
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from finetune.serving.envelope import HEADERS
+from finetune.serving.unread import Unread
 
 # Of a request line and its headers together, or of what follows a body; browsers and clients send a few kilobytes.
 MAX_HEADER_BYTES = 64 * 1024
@@ -17,16 +19,19 @@ MAX_HEADER_BYTES = 64 * 1024
 MAX_PIPELINED = 100
 # When the server ends, a client may just be sending what it sends over an open connection.
 LAST_REQUEST_S = 1.0
+# A connection that has asked for nothing for less may just be sending.
+IDLE_S = 1.0
 UNREADABLE = "this is no HTTP request that can be read"
 
 
-def connection_type(header_s: float, body_s: float, connections: int) -> type[HttpToolsProtocol]:
+def connection_type(header_s: float, body_s: float, connections: int, unread: Unread) -> type[HttpToolsProtocol]:
     """Return uvicorn's HTTP/1.1 connection with limits.
 
     header_s: seconds in which a request's headers must be there, once its first byte is, or the connection is made; and
     that a client gets to end a body which nobody waits for any more.
     body_s: that a client gets to take what is written at one time.
-    connections: open ones at most; one more gets 503 and is closed.
+    connections: open ones at most; for one more the one is closed that has asked for nothing the longest, and where all
+    do, it gets 503. unread: is told of what is refused here.
     """
 
     class Connection(HttpToolsProtocol):
@@ -38,13 +43,16 @@ def connection_type(header_s: float, body_s: float, connections: int) -> type[Ht
             self._pending_bytes = 0
             self._in_body = self._has_body = self._deaf = False
             self._running: RequestResponseCycle | None = None
+            # when it began to ask for nothing, None while it does
+            self._idle_since: float | None = None
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
             # writing pauses as soon as anything has to wait: a small rest would keep a connection open for ever, too;
             # with 0, uvloop's TLS would wait where there is nothing
             transport.set_write_buffer_limits(1)
-            if len(self.connections) > connections:
+            self._idle_since = self.loop.time()
+            if len(self.connections) > connections and not self._make_room():
                 self._refuse(503, f"this server keeps at most {connections} connections open")
             else:
                 self._start_clock()
@@ -52,6 +60,7 @@ def connection_type(header_s: float, body_s: float, connections: int) -> type[Ht
         def data_received(self, data: bytes) -> None:
             if self._deaf:
                 return
+            self._idle_since = None
             self._unset_keepalive_if_required()
             self._pending_bytes += len(data)
             try:
@@ -98,9 +107,12 @@ def connection_type(header_s: float, body_s: float, connections: int) -> type[Ht
                 self.timeout_keep_alive_task = self.loop.call_later(
                     self.timeout_keep_alive, self.timeout_keep_alive_handler
                 )
+                self._idle_since = self.loop.time()
 
         def on_response_complete(self) -> None:
             super().on_response_complete()
+            if not self._is_asked and not self._in_body and self._clock is None:
+                self._idle_since = self.loop.time()
             if self._in_body and not self._has_body and self.expect_100_continue:
                 # nobody knows whether the body or another request comes next
                 self.transport.close()
@@ -172,6 +184,7 @@ def connection_type(header_s: float, body_s: float, connections: int) -> type[Ht
             self._stop_clock()
             if self.transport.is_closing():
                 return
+            unread.refused(status, message, self.client[0] if self.client else "")
             if self._is_asked and not self._in_body:
                 self.cycle.keep_alive, self._deaf = False, True
                 return
@@ -186,6 +199,18 @@ def connection_type(header_s: float, body_s: float, connections: int) -> type[Ht
                 head = "".join(f"{name}: {value}\r\n" for name, value in lines.items())
                 self.transport.write(f"HTTP/1.1 {status} \r\n{head}\r\n".encode() + body)
             self.transport.close()
+
+        def _make_room(self) -> bool:
+            """Close the longest idle of all connections, as HTTP lets a server do, so that probes get through."""
+            others: set[Connection] = self.connections  # type: ignore[assignment]
+            still_open = [one for one in others if not one.transport.is_closing()]
+            if len(still_open) <= connections:
+                return True
+            since = self.loop.time() - IDLE_S
+            idle = [(one._idle_since, one) for one in still_open if one._idle_since and one._idle_since < since]
+            if idle:
+                min(idle, key=itemgetter(0))[1].transport.close()
+            return bool(idle)
 
         def _close_if_idle(self) -> None:
             if not self._is_asked:

@@ -7,15 +7,17 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
+from starlette.routing import compile_path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from finetune.serving.logs import request_id
 from finetune.serving.metrics import Metrics
+from finetune.serving.refusal import TURNED_AWAY
 
 log = logging.getLogger("finetune.access")
 
@@ -35,9 +37,15 @@ RAW_HEADERS = [(name.lower().encode(), value.encode()) for name, value in HEADER
 class Envelope:
     """The outermost layer of the application."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, is_draining: Callable[[], bool]) -> None:
-        """is_draining: whether connections should be closed after their answer, as the server is about to end."""
+    def __init__(
+        self, app: ASGIApp, metrics: Metrics, templates: Iterable[str], is_draining: Callable[[], bool]
+    ) -> None:
+        """templates: the paths of the application's routes.
+
+        is_draining: whether connections should be closed after their answer, as the server is about to end.
+        """
         self.app, self.metrics, self._is_draining = app, metrics, is_draining
+        self._patterns = {path: compile_path(path)[0] for path in templates}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -82,12 +90,21 @@ class Envelope:
                 await problem(scope, receive, send_with_headers)
         finally:
             seconds = time.perf_counter() - began
-            route = getattr(scope.get("route"), "path", "other")
+            route = self._route(scope)
             self.metrics.request(route, status, seconds)
             if route not in QUIET:
+                if status in TURNED_AWAY:
+                    self.metrics.refused(str(status))
                 fields = {"status": status, "ms": round(1000 * seconds, 1), "client": _client(scope), **facts}
                 log.info("%s %s", scope["method"], scope["path"][:200], extra={"fields": fields})
             request_id.reset(token)
+
+    def _route(self, scope: Scope) -> str:
+        """Return the template of a request's path; of one that was turned away before, what it would have led to."""
+        if "route" in scope:
+            return str(scope["route"].path)
+        found = (path for path, pattern in self._patterns.items() if pattern.match(scope["path"]))
+        return next(found, "other")
 
 
 def identify(headers: Headers) -> str:

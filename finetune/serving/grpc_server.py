@@ -29,7 +29,7 @@ from finetune.serving.keys import Keys, Role
 from finetune.serving.logs import request_id
 from finetune.serving.metrics import Metrics
 from finetune.serving.protocol import answer_tensors
-from finetune.serving.refusal import Refusal
+from finetune.serving.refusal import TURNED_AWAY, Refusal
 from finetune.serving.repository import Repository
 from finetune.serving.tensors import to_raw
 
@@ -194,7 +194,8 @@ class GrpcServer:
                 return await answer(context, headers, facts)
             except Refusal as refusal:
                 status = refusal.status
-                self._metrics.refused(str(status))
+                if status in TURNED_AWAY:
+                    self._metrics.refused(str(status))
                 await context.abort(getattr(self._grpc.StatusCode, CODES.get(status, "INTERNAL")), str(refusal))
             except asyncio.CancelledError:
                 status = 499

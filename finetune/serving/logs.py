@@ -16,6 +16,8 @@ from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Literal, TextIO
 
+from finetune.serving.log_writer import LogWriter
+
 # Set for each request; run_in_executor starts a thread without it, asyncio.to_thread with it.
 request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
 
@@ -61,11 +63,11 @@ def set_up(form: Form, stream: TextIO | None = None) -> None:
 
     stream: None for stderr. May be called again. uvicorn has to be started with log_config=None, or it sets up its own.
     """
-    handler = logging.StreamHandler(stream or sys.stderr)
+    handler = LogWriter((stream or sys.stderr).fileno())
     handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
     root = logging.getLogger()
     # what basicConfig or an earlier call put there; not what others listen with
-    for former in [one for one in root.handlers if type(one) is logging.StreamHandler]:
+    for former in [one for one in root.handlers if type(one) in (logging.StreamHandler, LogWriter)]:
         root.removeHandler(former)
     root.addHandler(handler)
     for name in ("finetune", "uvicorn", "uvicorn.error"):
@@ -83,6 +85,12 @@ def set_up(form: Form, stream: TextIO | None = None) -> None:
 
 def _log_what_ends_the_program(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     logging.getLogger("finetune").critical("ended by a fault of its own", exc_info=(kind, error, trace))
+
+
+def flush() -> None:
+    """Wait for lines that are still to be written, where they can be."""
+    for handler in logging.getLogger().handlers:
+        handler.flush()
 
 
 def _message(record: logging.LogRecord) -> str:

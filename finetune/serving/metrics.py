@@ -13,8 +13,9 @@ from threading import Lock
 import numpy as np
 from numpy.typing import NDArray
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, generate_latest
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
+from finetune.serving.log_writer import lost_lines
 from finetune.serving.model_metrics import MODEL, SECONDS, Families, ModelMetrics
 from finetune.serving.statistics import triton_families
 
@@ -147,7 +148,8 @@ class _OfModels:
             for of, shift in (("classes", model.drift.of_classes), ("confidence", model.drift.of_confidence)):
                 psi.add_metric((*names, of), shift.psi)
                 alert.add_metric((*names, of), shift.alert)
-        yield from (info, psi, alert, photos)
+        lost = CounterMetricFamily("finetune_log_lines_lost", "Lines that could not be written.", value=lost_lines())
+        yield from (info, psi, alert, photos, lost)
         yield from triton_families(model.counted for model in models)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 LONGEST_QUOTE = 80
+# Counted as turned away; what is not there, not allowed or no photo is an answer as good as any.
+TURNED_AWAY = frozenset({400, 401, 408, 409, 413, 415, 429, 431, 503, 504})
 
 
 class Refusal(Exception):

@@ -32,6 +32,7 @@ from finetune.serving.metrics import Metrics
 from finetune.serving.repository import Repository
 from finetune.serving.routes import Target
 from finetune.serving.turns import Turns
+from finetune.serving.unread import Unread
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +45,17 @@ LAST_HANDSHAKES_S = 1
 def main(config: ServeConfig) -> str:
     """Serve until SIGTERM or Ctrl-C; what is asked by then is answered first. A second signal ends it at once."""
     logs.set_up(_form(config.logs))
+    try:
+        _serve(config)
+        # by the log, which nothing that cannot be written keeps from ending
+        log.info("stopped")
+        return ""
+    finally:
+        # what it ends of is the last line
+        logs.flush()
+
+
+def _serve(config: ServeConfig) -> None:
     failures: list[Exception] = []
 
     def stop(failure: Exception) -> None:
@@ -52,7 +64,7 @@ def main(config: ServeConfig) -> str:
 
     _warn_of_few_files(config.limits.connections)
     service = assemble(config, stop)
-    server = Server(_uvicorn_config(config, service.app), service, config)
+    server = Server(_uvicorn_config(config, service), service, config)
     with _listen(config.host, config.port) as listener:
         host, port = listener.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
@@ -63,7 +75,6 @@ def main(config: ServeConfig) -> str:
             server.run(sockets=[listener])
     if failures:
         raise failures[0]
-    return "stopped"
 
 
 class Service(NamedTuple):
@@ -149,12 +160,12 @@ class Server(uvicorn.Server):
         self._loop.call_later(self._drain_s, setattr, self, "should_exit", True)
 
 
-def _uvicorn_config(config: ServeConfig, app: object) -> uvicorn.Config:
+def _uvicorn_config(config: ServeConfig, service: Service) -> uvicorn.Config:
     limits = config.limits
     try:
         loaded = uvicorn.Config(
-            app,  # type: ignore[arg-type]
-            http=connection_type(limits.header_s, limits.body_s, limits.connections),
+            service.app,
+            http=connection_type(limits.header_s, limits.body_s, limits.connections, Unread(service.metrics)),
             ws="none",
             log_config=None,
             access_log=False,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 import socket
 import struct
@@ -13,7 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.serving.conftest import Server, start, until
+from tests.serving.conftest import Server, Start, start, until
 
 HEADER_S, BODY_S, CONNECTIONS = 0.4, 0.8, 12
 ENDED = b"<closed>"
@@ -178,23 +179,51 @@ def test_headers_of_less_are_taken(server: Server) -> None:
     assert statuses(tell(server, padded, answers=1)) == [200]
 
 
-def test_more_connections_than_are_kept(server: Server, red_photo: bytes) -> None:
-    def refused() -> bool:
-        received = tell(server, ALIVE, answers=1)
-        return statuses(received) == [503] and b"this server keeps at most 12 connections open" in received
+def test_one_more_connection_takes_the_place_of_the_longest_idle(
+    tiny_models: Path, start_server: Start, red_photo: bytes
+) -> None:
+    server = start_server(tiny_models, "limits.connections=4", "limits.body_s=60", "limits.header_s=60", "logs=json")
+    asking = post(red_photo)
+    clients = [connect(server) for _ in range(4)]
+    with contextlib.ExitStack() as stack:
+        for client in clients:
+            stack.enter_context(client)
+        for client in clients[:2]:
+            client.sendall(asking[:-1])
+        # one that has been answered, one that never says anything
+        clients[2].sendall(ALIVE)
+        assert statuses(read(clients[2], 1)) == [200]
+        for _ in range(2):
+            until(lambda: statuses(tell(server, ALIVE, answers=1)) == [200])
+            # of two, the other is as idle now
+            stack.enter_context(connect(server))
+        assert sorted(read(client) for client in clients[2:]) == [ENDED, ENDED]
+        for client in clients[:2]:
+            client.sendall(asking[-1:])
+            assert statuses(read(client, 1)) == [200], "those that ask go on"
 
-    clients = [connect(server) for _ in range(CONNECTIONS)]
-    try:
-        for client in clients:
-            client.sendall(ALIVE)
+
+def test_where_all_connections_ask_one_more_is_refused_counted_and_told_of(
+    tiny_models: Path, start_server: Start, red_photo: bytes
+) -> None:
+    server = start_server(tiny_models, "limits.connections=2", "limits.body_s=60", "logs=json")
+    asking = post(red_photo)
+    with connect(server) as first, connect(server) as second:
+        for client in (first, second):
+            client.sendall(asking[:-1])
+        for _ in range(3):
+            received = tell(server, ALIVE, answers=1)
+            assert statuses(received) == [503]
+            assert b"this server keeps at most 2 connections open" in received
+        for client in (first, second):
+            client.sendall(asking[-1:])
             assert statuses(read(client, 1)) == [200]
-        assert refused()
-        clients[0].sendall(post(red_photo))
-        assert statuses(read(clients[0], 1)) == [200], "those that are open go on"
-    finally:
-        for client in clients:
-            client.close()
-    until(lambda: statuses(tell(server, ALIVE, answers=1)) == [200])
+        first.sendall(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert b'finetune_refusals_total{reason="503"} 3.0' in read(first, 1)
+    (line,) = [line for line in server.log.read_text().splitlines() if "refused: " in line]
+    entry = json.loads(line)
+    assert entry["message"] == "refused: this server keeps at most 2 connections open"
+    assert (entry["status"], entry["client"], entry["more"]) == (503, "127.0.0.1", 0)
 
 
 def test_requests_in_a_row_are_answered_in_order(server: Server, red_photo: bytes) -> None:

@@ -244,6 +244,36 @@ def test_a_full_disk_is_nothing_to_a_server_that_writes_nothing(
     assert server.process.wait(timeout=20) == 0
 
 
+@pytest.mark.parametrize("reader", ["none", "full disk"])
+def test_a_log_that_cannot_be_written_is_nothing_to_a_server(
+    tiny_models: Path, tmp_path: Path, red_photo: bytes, reader: str
+) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    reading, writing = os.pipe()
+    sink = writing if reader == "none" else os.open("/dev/full", os.O_WRONLY)
+    command = [sys.executable, "-m", "finetune", "serve", f"models={tiny_models}", f"port={port}"]
+    process = subprocess.Popen(command, stdout=sink, stderr=sink)
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", transport=httpx.HTTPTransport(retries=8)) as client:
+            until(lambda: client.get("/readyz").status_code == 200, within_s=60)
+            # of their lines many times what a pipe holds
+            for _ in range(400):
+                assert client.get("/models", headers={"X-Request-ID": "x" * 64}).status_code == 200
+            assert client.post("/predict", content=red_photo).status_code == 200
+            if reader == "full disk":
+                lost = re.findall(r"(?m)^finetune_log_lines_lost_total (\S+)$", client.get("/metrics").text)
+                assert float(lost[0]) > 400
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=20) == 0
+    finally:
+        process.kill()
+        process.wait()
+        for descriptor in {reading, writing, sink}:
+            os.close(descriptor)
+
+
 def open_for_writing(pid: int) -> list[str]:
     """Return the regular files that a process has open for writing."""
     found = []
@@ -352,6 +382,27 @@ def test_a_second_signal_ends_it_at_once(tiny_models: Path, start_server: Start)
     assert server.process.wait(timeout=5) == 128 + signal.SIGTERM
     assert time.monotonic() - began < 2
     assert "a second signal: ending at once" in server.log.read_text()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_before_it_serves(tiny_models: Path, tmp_path: Path, number: int, code: int) -> None:
+    os.mkfifo(tmp_path / "keys")
+    command = [
+        sys.executable,
+        "-m",
+        "finetune",
+        "serve",
+        f"models={tiny_models}",
+        "port=0",
+        f"keys={tmp_path / 'keys'}",
+    ]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        # it has opened the file too then, and waits for keys
+        with (tmp_path / "keys").open("w"):
+            process.send_signal(number)
+            _, said = process.communicate(timeout=20)
+        assert process.returncode == code
+    assert said.splitlines()[-1] == "finetune serve: interrupted"
 
 
 def test_requests_that_take_longer_than_the_grace_time_do_not_keep_it(tiny_models: Path, start_server: Start) -> None:
@@ -566,6 +617,25 @@ async def test_keys_and_what_they_open(tiny_models: Path, red_photo: bytes, tmp_
         odd = [("X-API-Key", "ä".encode("latin-1")), ("X-API-Key", b"x" * 10_000), ("Authorization", b"Bearer")]
         for pair in odd:
             assert (await client.get("/models", headers=[pair])).status_code == 401
+
+
+@pytest.mark.anyio
+async def test_what_is_turned_away_is_counted_under_the_route_that_it_would_have_taken(
+    tiny_models: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "keys").write_text(f"root admin {hashlib.sha256(b'root').hexdigest()}")
+    async with asking(tiny_models, keys=str(tmp_path / "keys"), limits={"body_mb": 0.1}) as client:
+        admin = {"X-API-Key": "root"}
+        assert (await client.post("/predict", content=b"x")).status_code == 401
+        assert (await client.post(INFER, content=bytes(200_000), headers=admin)).status_code == 413
+        assert (await client.get("/none", headers=admin)).status_code == 404
+        assert (await client.post("/v2/repository/models/tiny/unload", headers=admin)).status_code == 200
+        assert (await client.get("/readyz")).status_code == 503
+        text = (await client.get("/metrics", headers=admin)).text
+    counted = re.findall(r'(?m)^finetune_refusals_total\{reason="(\d+)"\} (\S+)$', text)
+    assert sorted(counted) == [("401", "1.0"), ("413", "1.0")], "no poll of health, nothing that is not there"
+    for route, code in (("/predict", 401), ("/v2/models/{name}/infer", 413), ("other", 404)):
+        assert f'finetune_requests_total{{code="{code}",route="{route}"}} 1.0' in text
 
 
 @pytest.mark.anyio

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import io
 import json
 import logging
 import subprocess
@@ -13,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finetune.serving.logs import Form, JsonFormatter, TextFormatter, request_id, set_up
+from finetune.serving.logs import Form, JsonFormatter, TextFormatter, flush, request_id, set_up
 from tests.conftest import run_finetune
 
 FORGED = 'x\n{"level": "error"}\r\nERROR forged\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029\x1b[2K\x9b2K\u202eend\ud800'
@@ -191,23 +190,26 @@ def test_any_message_and_fields_make_one_line(message: str, fields: dict[object,
 
 
 @pytest.mark.parametrize("form", ["text", "json"])
-def test_uvicorn_s_words_and_all_others_go_through_the_same_formatter_once(form: Form) -> None:
-    stream = io.StringIO()
-    logging.getLogger("uvicorn.error").addHandler(logging.StreamHandler(stream))
-    set_up(form, io.StringIO())
-    set_up(form, stream)
-    logging.getLogger("finetune.serving.app").info("ours", extra={"fields": {"photos": 1}})
-    logging.getLogger("uvicorn.error").error("theirs\n", extra={"color_message": "\x1b[1mtheirs"})
-    logging.getLogger("uvicorn.error").info("Started server process")
-    logging.getLogger("asyncio").error("a task died")
-    lines = stream.getvalue().splitlines()
+def test_uvicorn_s_words_and_all_others_go_through_the_same_formatter_once(form: Form, tmp_path: Path) -> None:
+    with (tmp_path / "former").open("w") as former, (tmp_path / "log").open("w") as stream:
+        logging.getLogger("uvicorn.error").addHandler(logging.StreamHandler(stream))
+        set_up(form, former)
+        set_up(form, stream)
+        logging.getLogger("finetune.serving.app").info("ours", extra={"fields": {"photos": 1}})
+        logging.getLogger("uvicorn.error").error("theirs\n", extra={"color_message": "\x1b[1mtheirs"})
+        logging.getLogger("uvicorn.error").info("Started server process")
+        logging.getLogger("asyncio").error("a task died")
+        flush()
+    lines = (tmp_path / "log").read_text().splitlines()
     if form == "text":
         assert lines == ["ours  photos=1", "theirs", "a task died"]
     else:
         assert [json.loads(line)["message"] for line in lines] == ["ours", "theirs", "a task died"]
 
 
-def test_those_who_listen_already_go_on_hearing(caplog: pytest.LogCaptureFixture) -> None:
-    set_up("json", io.StringIO())
-    logging.getLogger("finetune").info("heard")
+def test_those_who_listen_already_go_on_hearing(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+    with (tmp_path / "log").open("w") as stream:
+        set_up("json", stream)
+        logging.getLogger("finetune").info("heard")
+        flush()
     assert caplog.messages == ["heard"]
