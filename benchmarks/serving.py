@@ -1,12 +1,13 @@
 """This server beside its peers and beside the machine's limit: same model, same photo, same cores, in turns.
 
-    python benchmarks/serving.py BUNDLE PHOTO [--reduced BUNDLE] [--seconds 8] [--rounds 3]
+    python benchmarks/serving.py BUNDLE PHOTO [--reduced BUNDLE] [--device cpu|cuda] [--seconds 8] [--rounds 3]
 
 BUNDLE: a model's folder, such as models/textile; --reduced: the same model in int8, say. In each round every server is
 started here, on loopback, alone, is asked by 1, 16 and 64 clients, and ends: some are busy while nobody asks. The limit
-is what the cores can decode and run with no server at all: one thread a core, each decoding and running photo after
-photo, or all cores on one photo, whichever does more. The peers need `pip install '.[peers]'`; one that is not there is
-left out, aloud.
+is what the machine can decode and run with no server at all: one thread a core, each decoding and running photo after
+photo, or all cores on one photo, whichever does more. With --device cuda all of them run on the GPU, and photos that
+the cores decode and it runs in batches take the place of the second. The peers need `pip install '.[peers]'`; one that
+is not there is left out, aloud.
 
 Then what overload does: requests at random moments, at 0.8 times and at twice what the server can answer. Exits with 1
 where anything that is aimed at was missed.
@@ -26,6 +27,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
+from itertools import repeat, takewhile
 from pathlib import Path
 from socket import socket
 from urllib.error import URLError
@@ -34,6 +36,7 @@ from urllib.request import urlopen
 from finetune.bundle import open_bundle
 from finetune.parallel import usable_cores
 from finetune.preprocess import load_pixels
+from finetune.runtime import Device
 from finetune.serving.predictor import Predictor, open_predictor
 
 HERE = Path(__file__).parent
@@ -62,6 +65,7 @@ def main() -> int:
     parser.add_argument("bundle", type=Path)
     parser.add_argument("photo", type=Path)
     parser.add_argument("--reduced", type=Path)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--seconds", type=float, default=8)
     parser.add_argument("--rounds", type=int, default=3)
     given = parser.parse_args()
@@ -69,23 +73,24 @@ def main() -> int:
     measured: dict[str, Served] = {}
     limits, alone = [], []
     for _ in range(given.rounds):
-        limits.append(limit(given.bundle, raw, given.seconds))
-        alone.append(one_photo_ms(given.bundle, raw))
-        for starting in _servers(given.bundle, given.reduced):
+        limits.append(limit(given.bundle, raw, given.device, given.seconds))
+        alone.append(one_photo_ms(given.bundle, raw, given.device))
+        for starting in _servers(given.bundle, given.reduced, given.device):
             with starting as server:
                 known = measured.setdefault(server.name, server)
                 for clients in CLIENTS:
                     row = load(server, given.photo, given.seconds, "clients", clients)
                     known.measured.setdefault(clients, []).append(row)
+    print(f"{usable_cores()} cores, {given.device}; ", end="")
     missed = report(list(measured.values()), statistics.median(limits), statistics.median(alone))
-    with _finetune("overloaded", given.bundle, f"limits.wait_s={OVERLOAD_WAIT_S}") as server:
+    with _finetune("overloaded", given.bundle, given.device, f"limits.wait_s={OVERLOAD_WAIT_S}") as server:
         missed += overload(server, given.photo, given.seconds, given.rounds)
     return int(missed > 0)
 
 
 def report(servers: list[Served], limit_per_s: float, alone_ms: float) -> int:
     """Print what was measured; returns how much of what is aimed at was missed."""
-    print(f"{usable_cores()} cores; no server: {limit_per_s:.1f} photos/s; decode and run of one: {alone_ms:.1f} ms\n")
+    print(f"no server: {limit_per_s:.1f} photos/s; decode and run of one: {alone_ms:.1f} ms\n")
     print("| server | clients | photos/s | of the limit | p50 ms | p99 ms | p99/p50 | failed |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     for clients in CLIENTS:
@@ -133,14 +138,24 @@ def _missed(what: str, ratios: list[float], least: float | None = None, most: fl
     return not reached
 
 
-def limit(bundle: Path, raw: bytes, seconds: float) -> float:
-    """Return the photos a second that the cores decode and run without a server, in the better of two ways."""
-    cores = usable_cores()
-    return max(_rate(bundle, raw, seconds / 2, cores, 1), _rate(bundle, raw, seconds / 2, 1, cores))
+def limit(bundle: Path, raw: bytes, device: Device, seconds: float) -> float:
+    """Return the photos a second that are decoded and run without a server, in the better of two ways."""
+    opened = open_bundle(bundle)
+    alone = _rate(open_predictor(opened, device, 1), raw, seconds / 2, usable_cores())
+    together = open_predictor(opened, device)
+    if together.on_gpu:
+        return max(alone, _rate_in_batches(together, raw, seconds / 2))
+    return max(alone, _rate(together, raw, seconds / 2, 1))
 
 
-def _rate(bundle: Path, raw: bytes, seconds: float, threads: int, cores_each: int) -> float:
-    predictor = open_predictor(open_bundle(bundle), "cpu", cores_each)
+def _rate_in_batches(predictor: Predictor, raw: bytes, seconds: float) -> float:
+    predictor.warm_up()
+    stop = time.perf_counter() + seconds
+    rows = takewhile(lambda _: time.perf_counter() < stop, predictor.answers(repeat(raw), predictor.batch_size))
+    return sum(1 for _ in rows) / seconds
+
+
+def _rate(predictor: Predictor, raw: bytes, seconds: float, threads: int) -> float:
     predictor.warm_up()
     stop = time.perf_counter() + seconds
 
@@ -155,9 +170,9 @@ def _rate(bundle: Path, raw: bytes, seconds: float, threads: int, cores_each: in
         return sum(pool.map(work, range(threads))) / seconds
 
 
-def one_photo_ms(bundle: Path, raw: bytes) -> float:
-    """Return the median time of one photo from file to probabilities on all cores."""
-    predictor = open_predictor(open_bundle(bundle), "cpu")
+def one_photo_ms(bundle: Path, raw: bytes, device: Device) -> float:
+    """Return the median time of one photo from file to probabilities, alone on the machine."""
+    predictor = open_predictor(open_bundle(bundle), device)
     predictor.warm_up()
     times = []
     for _ in range(50):
@@ -178,25 +193,27 @@ def load(server: Served, photo: Path, seconds: float, way: str, amount: float) -
     return row
 
 
-def _servers(bundle: Path, reduced: Path | None) -> Iterator[AbstractContextManager[Served]]:
-    yield _finetune("finetune serve", bundle)
+def _servers(bundle: Path, reduced: Path | None, device: Device) -> Iterator[AbstractContextManager[Served]]:
+    yield _finetune("finetune serve", bundle, device)
     if reduced is not None:
-        yield _finetune(f"finetune serve, {open_bundle(reduced).info.precision}", reduced)
-    yield _started("FastAPI + onnxruntime", [sys.executable, HERE / "peers" / "serve_fastapi.py", bundle])
+        yield _finetune(f"finetune serve, {open_bundle(reduced).info.precision}", reduced, device)
+    peers = HERE / "peers"
+    yield _started("FastAPI + onnxruntime", [sys.executable, peers / "serve_fastapi.py", bundle], DEVICE=device)
     if find_spec("litserve") is None:
         print("LitServe is left out: pip install '.[peers]'", file=sys.stderr)
     else:
-        yield _started("LitServe", [sys.executable, HERE / "peers" / "serve_litserve.py", bundle], FORM + "request")
+        command = [sys.executable, peers / "serve_litserve.py", bundle]
+        yield _started("LitServe", command, FORM + "request", DEVICE=device)
     if find_spec("bentoml") is None:
         print("BentoML is left out: pip install '.[peers]'", file=sys.stderr)
     else:
         words = ["-m", "bentoml", "serve", "benchmarks.peers.serve_bentoml:Classifier", "--port"]
-        yield _started("BentoML", [sys.executable, *words], FORM + "photos", BUNDLE=str(bundle))
+        yield _started("BentoML", [sys.executable, *words], FORM + "photos", BUNDLE=str(bundle), DEVICE=device)
 
 
-def _finetune(name: str, bundle: Path, *words: str) -> AbstractContextManager[Served]:
-    command = [sys.executable, "-m", "finetune", "serve", f"models={bundle}", "reload_s=0", "logs=json", *words]
-    return _started(name, [*command, "port="])
+def _finetune(name: str, bundle: Path, device: Device, *words: str) -> AbstractContextManager[Served]:
+    command = [sys.executable, "-m", "finetune", "serve", f"models={bundle}", f"device={device}", "reload_s=0"]
+    return _started(name, [*command, "logs=json", *words, "port="])
 
 
 @contextmanager

@@ -196,6 +196,10 @@ def bundle_folders(repository: Path) -> list[Path]:
     if not repository.is_dir():
         beside = [path.name for path in repository.parent.iterdir()] if repository.parent.is_dir() else []
         raise FinetuneError(f"models={repository}: no such folder{nearest(repository.name, beside)}")
+    if (repository / "bundle.json").is_file():
+        raise FinetuneError(
+            f"models={repository} is one version of a model; give the model's folder, models={repository.parent}"
+        )
     if versions_of(repository):
         return [repository]
     folders = sorted(path for path in repository.iterdir() if path.is_dir() and versions_of(path))

@@ -158,6 +158,8 @@ def test_a_repository_or_one_model_may_be_named(models: Path) -> None:
     shutil.copytree(models / "tiny", models / "other")
     assert bundle_folders(models) == [models / "other", models / "tiny"]
     assert bundle_folders(models / "tiny") == [models / "tiny"]
+    with pytest.raises(FinetuneError, match=rf"tiny/1 is one version of a model; .* models={models / 'tiny'}$"):
+        bundle_folders(models / "tiny" / "1")
 
 
 def test_folders_without_bundles_say_how_to_make_one(tmp_path: Path) -> None:

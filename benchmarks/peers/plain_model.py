@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,21 @@ from finetune.bundle import INPUT, open_bundle
 from finetune.preprocess import Pixels, load_pixels
 
 TOP = 5
+# by the variable DEVICE
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
 class PlainModel:
     def __init__(self, bundle: Path) -> None:
         found = open_bundle(bundle)
         self.labels, self.preprocessing = found.info.model.labels, found.info.model.preprocessing
-        self.session = onnxruntime.InferenceSession(str(found.model), providers=["CPUExecutionProvider"])
+        provider = PROVIDERS[os.environ["DEVICE"]]
+        if provider != PROVIDERS["cpu"]:
+            onnxruntime.preload_dlls()
+        self.session = onnxruntime.InferenceSession(str(found.model), providers=[provider])
+        # onnxruntime goes on without one that it cannot load
+        if self.session.get_providers()[0] != provider:
+            raise SystemExit(f"onnxruntime could not load its {provider}")
 
     def load(self, raw: bytes) -> Pixels:
         return load_pixels(raw, self.preprocessing)

@@ -19,6 +19,7 @@ from finetune.bundle import OUTPUT
 from finetune.config import LimitsConfig
 from finetune.serving.bodies import Patience
 from finetune.serving.compression import compress
+from finetune.serving.described import AllStatistics, Configuration, IndexEntry, ModelMetadata, ServerMetadata
 from finetune.serving.direct import DirectRoute
 from finetune.serving.inference import (
     ENCODED,
@@ -44,45 +45,45 @@ def inference_router(repository: Repository, limits: LimitsConfig, parsing: Exec
     """parsing: threads for what takes long to parse."""
     router = APIRouter(prefix="/v2", tags=["Open Inference Protocol"])
 
-    @router.get("")
+    @router.get("", response_model=ServerMetadata)
     @router.get("/", include_in_schema=False)
     async def server() -> dict[str, Any]:
         """Name the server, its extensions, and where each model runs and why there."""
         return describe_server(repository)
 
     # before the routes of a name, as stats would be one
-    @router.get("/models/stats")
+    @router.get("/models/stats", response_model=AllStatistics)
     async def all_statistics() -> dict[str, Any]:
         """Count what all models did since they were loaded."""
         return _statistics(repository.everything)
 
     # a function for each path, as a `version` that may be missing would become a parameter of the query
-    @router.get("/models/{name}/stats")
+    @router.get("/models/{name}/stats", response_model=AllStatistics)
     async def statistics(name: str) -> dict[str, Any]:
         """Count what a model did since it was loaded."""
         return _statistics([repository.find(name)])
 
-    @router.get("/models/{name}/versions/{version}/stats")
+    @router.get("/models/{name}/versions/{version}/stats", response_model=AllStatistics)
     async def statistics_of_version(name: str, version: str) -> dict[str, Any]:
         """Count what a version of a model did since it was loaded."""
         return _statistics([repository.find(name, version)])
 
-    @router.get("/models/{name}")
+    @router.get("/models/{name}", response_model=ModelMetadata)
     async def metadata(name: str) -> dict[str, Any]:
         """Describe a model's inputs and outputs."""
         return describe_model(repository.find(name), repository.models.get(name, {}))
 
-    @router.get("/models/{name}/versions/{version}")
+    @router.get("/models/{name}/versions/{version}", response_model=ModelMetadata)
     async def metadata_of_version(name: str, version: str) -> dict[str, Any]:
         """Describe the inputs and outputs of a version of a model."""
         return describe_model(repository.find(name, version), repository.models.get(name, {}))
 
-    @router.get("/models/{name}/config")
+    @router.get("/models/{name}/config", response_model=Configuration)
     async def config(name: str) -> dict[str, Any]:
         """Describe a model as Triton's configuration does."""
         return configuration(repository.find(name))
 
-    @router.get("/models/{name}/versions/{version}/config")
+    @router.get("/models/{name}/versions/{version}/config", response_model=Configuration)
     async def config_of_version(name: str, version: str) -> dict[str, Any]:
         """Describe a version of a model as Triton's configuration does."""
         return configuration(repository.find(name, version))
@@ -138,7 +139,7 @@ def inference_router(repository: Repository, limits: LimitsConfig, parsing: Exec
                 headers["Vary"] = "Accept-Encoding"
         return Response(content, headers=headers)
 
-    @router.post("/repository/index", openapi_extra=INDEX)
+    @router.post("/repository/index", response_model=list[IndexEntry], openapi_extra=INDEX)
     async def index(request: Request) -> list[dict[str, str]]:
         """List every version that is served, and what could not be."""
         return describe_versions(repository, parse_ready(await request.body()))

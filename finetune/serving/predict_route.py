@@ -135,6 +135,9 @@ async def _from_form(request: Request, most: int) -> list[tuple[str, bytes]]:
     except HTTPException as problem:
         if problem.detail.startswith("Too many files"):
             raise _too_many(most) from None
+        if problem.detail.startswith("Too many fields"):
+            hint = "send each photo as a part with a filename"
+            raise Refusal(413, f"the form has more than {most} parts that are no files; {hint}") from None
         raise Refusal(problem.status_code, problem.detail) from None
     except ValueError:
         # names in what its charset= cannot decode

@@ -77,6 +77,9 @@ def parse_request(body: bytes, header_length: str | None) -> InferRequest:
     try:
         document = _object(from_json(text, allow_inf_nan=False, cache_strings="keys"), "the request")
     except ValueError as error:
+        if "recursion limit" in str(error):
+            reason = "it is nested too deep; send the data of tensors flat, or as binary data"
+            raise Refusal(400, f"the request cannot be read as JSON: {reason}") from None
         hint = f"; is the header {HEADER_LENGTH} missing?" if header_length is None else ""
         raise Refusal(400, f"the request cannot be read as JSON: {error}{hint}") from None
     return read_request(document, raw)

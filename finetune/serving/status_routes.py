@@ -9,6 +9,7 @@ from fastapi import APIRouter, HTTPException
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import HTMLResponse, Response
 
+from finetune.serving.described import Alive, Listing, Ready
 from finetune.serving.metrics import Metrics
 from finetune.serving.repository import Repository
 
@@ -31,13 +32,13 @@ def status_router(repository: Repository, metrics: Metrics) -> APIRouter:
     assets = {name: files("fastapi_offline").joinpath("static", name).read_bytes() for name in ASSETS}
 
     @router.head("/healthz", include_in_schema=False)
-    @router.get("/healthz")
+    @router.get("/healthz", response_model=Alive)
     async def healthz() -> dict[str, str]:
         """Answer 200 while the process lives."""
         return {"status": "alive"}
 
     @router.head("/readyz", include_in_schema=False)
-    @router.get("/readyz")
+    @router.get("/readyz", response_model=Ready)
     async def readyz() -> dict[str, str]:
         """Answer 200 once every model has answered on its device, until the server is told to end."""
         repository.require_ready()
@@ -56,7 +57,7 @@ def status_router(repository: Repository, metrics: Metrics) -> APIRouter:
         repository.require_ready()
         return Response()
 
-    @router.get("/models")
+    @router.get("/models", response_model=Listing)
     async def models() -> dict[str, Any]:
         """List the served models: their versions, labels, input size, and where they run."""
         return {"models": [model.describe() for model in repository.everything], "names": repository.names}

@@ -122,6 +122,12 @@ def test_a_form_without_files_gets_422(server: Server) -> None:
     assert error_of(response, 422).startswith("the form has no file")
 
 
+def test_a_form_of_many_parts_that_are_no_files_gets_413(server: Server) -> None:
+    parts = [(f"n{number}", (None, "text")) for number in range(4)]
+    said = error_of(httpx.post(f"{server.address}/predict", files=parts), 413)
+    assert said == "the form has more than 3 parts that are no files; send each photo as a part with a filename"
+
+
 def test_a_broken_form_gets_400(server: Server) -> None:
     headers = {"content-type": "multipart/form-data"}
     assert error_of(httpx.post(f"{server.address}/predict", content=b"x", headers=headers), 400)

@@ -17,6 +17,7 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -134,6 +135,28 @@ def test_answers_are_as_they_are_described(server: Server, red_photo: bytes) -> 
     answer = httpx.post(f"{server.address}/predict", json={"photos": photos})
     assert "error" in answer.json()["predictions"][1]
     described["/predict"]["POST"].validate_response(answer)
+
+
+def test_every_answer_in_json_is_described_to_its_last_field(server: Server) -> None:
+    document = httpx.get(f"{server.address}/openapi.json").json()
+
+    def require_described(schema: dict[str, Any], where: str) -> None:
+        if "$ref" in schema:
+            schema = document["components"]["schemas"][schema["$ref"].rpartition("/")[2]]
+        for one in schema.get("anyOf", []):
+            require_described(one, where)
+        if schema.get("type") == "object":
+            assert schema.get("properties"), where
+        for name, inner in schema.get("properties", {}).items():
+            require_described(inner, f"{where} {name}")
+        if schema.get("type") == "array":
+            require_described(schema["items"], where)
+
+    for path, methods in document["paths"].items():
+        for method, operation in methods.items():
+            kinds = operation["responses"]["200"].get("content", {})
+            if "application/json" in kinds:
+                require_described(kinds["application/json"]["schema"], f"{method} {path}")
 
 
 def test_a_version_is_asked_for_in_the_path_alone(server: Server) -> None:

@@ -454,3 +454,10 @@ def test_more_elements_than_any_request_has_photos_are_refused_before_they_are_m
     tensor = {"name": "x", "datatype": "BYTES", "shape": [10_001], "parameters": {"binary_data_size": 40_004}}
     told = refused({"inputs": [tensor]}, raw=bytes(40_004))
     assert told.endswith("its shape asks for 10001 elements; at most 10000 are taken")
+
+
+def test_json_of_any_depth_says_what_to_send_instead() -> None:
+    deep = b'{"inputs": ' + b"[" * 1000 + b"]" * 1000 + b"}"
+    assert refused(deep) == (
+        "the request cannot be read as JSON: it is nested too deep; send the data of tensors flat, or as binary data"
+    )
