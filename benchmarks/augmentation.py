@@ -23,11 +23,11 @@ from hydra import compose, initialize_config_dir
 from numpy.typing import NDArray
 from omegaconf import OmegaConf
 
-from finetune.cli import conf_dir
 from finetune.config import AugmentConfig
 from finetune.data.augmentation import Augmentation
 from finetune.data.pca import fit_colour_pca
 from finetune.data.pixels import load
+from finetune.manual import conf_dir
 from finetune.models.allocator import keep_freed_memory
 from finetune.preprocess import Preprocessing
 

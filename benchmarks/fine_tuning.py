@@ -85,13 +85,13 @@ def with_a_bare_loop(given: argparse.Namespace, photos: Path, watch: Stopwatch) 
     from hydra import compose, initialize_config_dir
     from omegaconf import OmegaConf
 
-    from finetune.cli import conf_dir
     from finetune.config import TrainConfig
     from finetune.data.audit import audit
     from finetune.data.augmentation import Augmentation
     from finetune.data.datamodule import PhotoData
     from finetune.data.pca import colour_components
     from finetune.data.pixels import take_pixels
+    from finetune.manual import conf_dir
     from finetune.models.allocator import keep_freed_memory
     from finetune.models.backbone import describe_backbone
     from finetune.schema import parse

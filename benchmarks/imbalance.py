@@ -26,10 +26,10 @@ from omegaconf import OmegaConf
 from torch import Tensor
 from torch.nn import functional
 
-from finetune.cli import conf_dir
 from finetune.config import TrainConfig
 from finetune.data.audit import audit
 from finetune.evaluation.metrics import balanced_accuracy
+from finetune.manual import conf_dir
 from finetune.schema import parse
 from finetune.training.attempts import Search
 from finetune.training.deadline import Deadline

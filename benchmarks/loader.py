@@ -28,13 +28,13 @@ from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import InterpolationMode, v2
 
-from finetune.cli import conf_dir
 from finetune.config import AugmentConfig, SourceConfig
 from finetune.data.audit import audit
 from finetune.data.augmentation import Augmentation
 from finetune.data.datamodule import PhotoData
 from finetune.data.manifest import Manifest
 from finetune.data.pixels import Cache, take_pixels
+from finetune.manual import conf_dir
 from finetune.preprocess import Preprocessing
 
 IMAGE_SIZE, WORKERS, TURNS = 224, 2, 5

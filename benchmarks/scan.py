@@ -19,10 +19,10 @@ import conformal_clip_data
 import yaml
 from PIL import Image
 
-from finetune.cli import conf_dir
 from finetune.config import SourceConfig
 from finetune.data.audit import audit
 from finetune.data.scan import TOGETHER
+from finetune.manual import conf_dir
 from finetune.parallel import process_map, usable_cores
 
 

@@ -131,7 +131,7 @@ def train_config(*words: str) -> TrainConfig:
     from hydra import compose, initialize_config_dir
     from omegaconf import OmegaConf
 
-    from finetune.cli import conf_dir
+    from finetune.manual import conf_dir
 
     with initialize_config_dir(str(conf_dir().resolve()), version_base="1.3"):
         composed = compose("train", ["data.root=photos", "output=run", *words])
@@ -144,7 +144,7 @@ def composed_augment(choice: str) -> dict[str, Any]:
     from hydra import compose, initialize_config_dir
     from omegaconf import OmegaConf
 
-    from finetune.cli import conf_dir
+    from finetune.manual import conf_dir
 
     with initialize_config_dir(str(conf_dir().resolve()), version_base="1.3"):
         composed = compose("train", [f"augment={choice}", "data.root=photos", "output=run"])

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from finetune.cli import COMMANDS, _opening_comment, conf_dir, run
+from finetune.cli import run
+from finetune.manual import COMMANDS, _opening_comment, conf_dir
 from finetune.schema import describe
 from tests.conftest import TINY, augment_config, composed_augment, paint_folder, run_finetune, run_python
 

@@ -12,7 +12,8 @@ import pytest
 import torch
 import yaml
 
-from finetune.cli import conf_dir, run
+from finetune.cli import run
+from finetune.manual import conf_dir
 from finetune.run import FinishedRun
 from tests.conftest import ROOT, TINY, train_config
 

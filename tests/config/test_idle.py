@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from finetune.cli import conf_dir, run
+from finetune.cli import run
 from finetune.config import TrainConfig
 from finetune.config.idle import RULES, idle_keys
+from finetune.manual import conf_dir
 from finetune.schema import describe
 from tests.conftest import TINY, run_finetune, train_config
 

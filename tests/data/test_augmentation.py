@@ -14,10 +14,10 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from finetune.cli import conf_dir
 from finetune.data.augmentation import Augmentation
 from finetune.data.pca import ColourPCA
 from finetune.data.pixels import Bounded
+from finetune.manual import conf_dir
 from finetune.preprocess import Pixels, Preprocessing
 from tests.conftest import augment_config
 

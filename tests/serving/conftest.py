@@ -16,8 +16,8 @@ import httpx
 import pytest
 import yaml
 
-from finetune.cli import conf_dir
 from finetune.config import ServeConfig
+from finetune.manual import conf_dir
 from finetune.serving.serve import Service, assemble
 
 READY_WITHIN_S = 60

@@ -10,8 +10,8 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from finetune.cli import conf_dir
 from finetune.config import TrainConfig
+from finetune.manual import conf_dir
 from finetune.schema import parse
 from finetune.training.attempts import Attempt, Candidate, Search, image_sizes, larger_attempt, plan_attempts
 from finetune.training.deadline import Deadline

@@ -29,8 +29,8 @@ def composed(*words: str):  # type: ignore[no-untyped-def]
     from hydra import compose, initialize_config_dir
     from omegaconf import OmegaConf
 
-    from finetune.cli import conf_dir
     from finetune.config import TrainConfig
+    from finetune.manual import conf_dir
 
     with initialize_config_dir(str(conf_dir().resolve()), version_base="1.3"):
         values = OmegaConf.to_container(compose("train", ["data.root=photos", "output=run", *words]), resolve=True)
