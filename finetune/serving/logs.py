@@ -14,13 +14,14 @@ from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from types import TracebackType
-from typing import Any, Literal, TextIO
+from typing import Any, Literal
 
 from finetune.serving.log_writer import LogWriter
 
 # Set for each request; run_in_executor starts a thread without it, asyncio.to_thread with it.
 request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
 
+STDERR = 2
 Form = Literal["text", "json"]
 Fields = dict[str, Any]
 
@@ -58,12 +59,13 @@ class TextFormatter(logging.Formatter):
         return "\n".join([line, *(f"    {_printable(below)}" for below in trace.split("\n") if trace)])
 
 
-def set_up(form: Form, stream: TextIO | None = None) -> None:
+def set_up(form: Form, descriptor: int = STDERR) -> None:
     """Send the program's log, uvicorn's and that of everything else through one formatter.
 
-    stream: None for stderr. May be called again. uvicorn has to be started with log_config=None, or it sets up its own.
+    descriptor: an open file's. May be called again. uvicorn has to be started with log_config=None, or it sets up its
+    own.
     """
-    handler = LogWriter((stream or sys.stderr).fileno())
+    handler = LogWriter(descriptor)
     handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
     root = logging.getLogger()
     # what basicConfig or an earlier call put there; not what others listen with

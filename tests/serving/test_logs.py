@@ -193,8 +193,8 @@ def test_any_message_and_fields_make_one_line(message: str, fields: dict[object,
 def test_uvicorn_s_words_and_all_others_go_through_the_same_formatter_once(form: Form, tmp_path: Path) -> None:
     with (tmp_path / "former").open("w") as former, (tmp_path / "log").open("w") as stream:
         logging.getLogger("uvicorn.error").addHandler(logging.StreamHandler(stream))
-        set_up(form, former)
-        set_up(form, stream)
+        set_up(form, former.fileno())
+        set_up(form, stream.fileno())
         logging.getLogger("finetune.serving.app").info("ours", extra={"fields": {"photos": 1}})
         logging.getLogger("uvicorn.error").error("theirs\n", extra={"color_message": "\x1b[1mtheirs"})
         logging.getLogger("uvicorn.error").info("Started server process")
@@ -209,7 +209,7 @@ def test_uvicorn_s_words_and_all_others_go_through_the_same_formatter_once(form:
 
 def test_those_who_listen_already_go_on_hearing(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
     with (tmp_path / "log").open("w") as stream:
-        set_up("json", stream)
+        set_up("json", stream.fileno())
         logging.getLogger("finetune").info("heard")
         flush()
     assert caplog.messages == ["heard"]
