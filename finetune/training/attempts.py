@@ -164,6 +164,9 @@ def plan_attempts(search: Search) -> list[Attempt]:
         require_known(backbone, "probe.backbones")
     for backbone in dict.fromkeys((config.model.backbone, *config.probe.backbones)):
         of_this = [Attempt(search, backbone, size) for size in image_sizes(config, backbone)]
+        if config.probe.backbones and config.model.features != "auto":
+            # it says so where there is no such set, before another backbone takes its time
+            of_this[0].kept.backbone.columns(config.model.features)
         if config.probe.backbones or search.deadline.is_set:
             files = search.manifest.files(search.manifest.of("train"))
             expect(of_this, of_this[0], of_this[0].kept.cost(files))

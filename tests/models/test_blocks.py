@@ -83,8 +83,9 @@ def test_a_copy_has_its_own_blocks() -> None:
 
 
 def test_a_backbone_without_such_features_is_named_with_what_it_has(
-    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("INFO", "finetune")
     words = [f"data.root={photos}", f"output={tmp_path / 'run'}", *TINY, "freeze=head", "model.features=blocks"]
     words = [word.replace("test_resnet", "test_efficientnet") for word in words]
     assert run(["train", *words, "data.image_size=160", "probe.backbones=[test_vit]"]) == 2
@@ -92,3 +93,4 @@ def test_a_backbone_without_such_features_is_named_with_what_it_has(
         "finetune train: model.features=blocks: test_vit has hardly more blocks than stages, so it has only last, "
         "stages, all; use one of those, or auto, which takes what each backbone has"
     )
+    assert "test_efficientnet at" not in caplog.text, "none was tried"
