@@ -11,7 +11,7 @@ from pydantic import Field, PrivateAttr, ValidationInfo, field_validator, model_
 from finetune.config.augment import AugmentConfig
 from finetune.config.devices import Device, EngineCache
 from finetune.config.head import HeadConfig
-from finetune.config.idle import idle_keys
+from finetune.config.idle import refused
 from finetune.config.names import ModelName
 from finetune.config.photos import DataConfig, Fit, SidePx, SourceConfig
 from finetune.config.rates import scale_learning_rate
@@ -81,7 +81,7 @@ class TrainConfig(Section):
             mode = self.freeze.mode
             raise ValueError(f"freeze.mode={mode} leaves out what else belongs to freeze={mode}; use freeze={mode}")
         # in a sweep a key may be for others of its runs; where it does nothing, a warning says so
-        idle = [] if typed.sweep else [*idle_keys(self, typed.keys)]
+        idle = [] if typed.sweep else refused(self, typed.keys)
         if idle:
             raise ValueError("\n".join(idle))
         self._typed = typed

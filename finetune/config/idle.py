@@ -48,13 +48,17 @@ def _sizes_are_open(config: TrainConfig, parts: Parts) -> bool:
     return config.data.image_size == "auto"
 
 
+# What layers are trained by, which changes no result where none are: a script for one machine may hold it for every way
+# of training, so it is warned of and never refused.
+MEANS = (
+    *("data.cache", "data.num_workers", "trainer.devices", "trainer.num_nodes", "trainer.strategy"),
+    *("trainer.precision", "trainer.compile", "trainer.checkpoint_minutes", "trainer.gradient_checkpointing"),
+)
 OF_LAYERS = (
     *("optimizer", "schedule", "augment.mixup", "augment.cutmix", "freeze.head_epochs", "freeze.statistics"),
-    *("data.batch_size", "data.cache", "data.num_workers", "model.drop_path"),
-    *("trainer.max_epochs", "trainer.max_steps", "trainer.patience", "trainer.search_steps", "trainer.accumulate"),
-    *("trainer.devices", "trainer.num_nodes", "trainer.strategy", "trainer.precision", "trainer.compile"),
-    *("trainer.label_smoothing", "trainer.ema_decay", "trainer.soup", "trainer.clip_norm"),
-    *("trainer.checkpoint_minutes", "trainer.gradient_checkpointing"),
+    *("data.batch_size", "model.drop_path", "trainer.max_epochs", "trainer.max_steps", "trainer.patience"),
+    *("trainer.search_steps", "trainer.accumulate", "trainer.label_smoothing", "trainer.ema_decay", "trainer.soup"),
+    *("trainer.clip_norm", *MEANS),
 )
 RULES = (
     Rule(OF_LAYERS, _needs("layers"), WITH_FREEZE, LAYERS),
@@ -161,6 +165,11 @@ RULES = (
         "logger=mlflow or wandb",
     ),
 )
+
+
+def refused(config: TrainConfig, typed: Collection[str]) -> list[str]:
+    """Return a line for each typed key that can never do anything, and would have changed the result."""
+    return [*idle_keys(config, [key for key in typed if key not in MEANS])]
 
 
 def idle_keys(config: TrainConfig, typed: Collection[str], depth: str | None = None) -> Iterator[str]:

@@ -35,9 +35,7 @@ def refused(capsys: pytest.CaptureFixture[str], *words: str) -> list[str]:
         ("budget_minutes=3 freeze.head_below=9", "with budget_minutes=3", "freeze=auto without a time limit"),
         ("freeze=head trainer.clip_norm=1", "with freeze=head", LAYERS),
         ("freeze=head trainer.accumulate=2", "with freeze=head", LAYERS),
-        ("freeze=head trainer.devices=2", "with freeze=head", LAYERS),
         ("freeze=head model.drop_path=0.1", "with freeze=head", LAYERS),
-        ("freeze=head data.cache=ram", "with freeze=head", LAYERS),
         ("freeze=head optimizer=sgd", "with freeze=head", LAYERS),
         ("freeze=head optimizer.l1=0.1", "with freeze=head", LAYERS),
         ("freeze=head schedule=step", "with freeze=head", LAYERS),
@@ -76,6 +74,7 @@ def test_all_that_can_do_nothing_is_said_at_once(capsys: pytest.CaptureFixture[s
         "freeze=head head.hidden=[8] head.dropout=0.2 head.activation=gelu",
         "freeze=lp_ft optimizer=sgd probe.views=1 freeze.head_epochs=1 head.dropout=0.1",
         "freeze=partial freeze.groups=[0,1] data.cache=ram",
+        "freeze=head data.num_workers=4 data.cache=ram trainer.devices=2 trainer.compile=true",
         "freeze=gradual freeze.epochs_per_group=1 freeze.statistics=keep",
         "freeze.top_groups=2 freeze.head_below=9 trainer.clip_norm=1 probe.sample=50",
         "optimizer.learning_rate=auto trainer.search_steps=30 freeze=full",
@@ -105,6 +104,16 @@ def test_what_auto_turns_out_not_to_use_is_a_warning(photos: Path, tmp_path: Pat
     assert [line for line in done.stderr.splitlines() if "does nothing" in line] == [
         "freeze=auto came to freeze=head: trainer.soup does nothing with freeze=head: it is for "
         f"{LAYERS}; choose that, or leave trainer.soup out"
+    ]
+
+
+def test_what_only_makes_layers_train_faster_is_a_warning(photos: Path, tmp_path: Path) -> None:
+    words = ["train", f"data.root={photos}", f"output={tmp_path / 'run'}", *TINY[:3], "data.num_workers=1"]
+    done = run_finetune(*words, "freeze=head")
+    assert done.returncode == 0, done.stderr
+    assert [line for line in done.stderr.splitlines() if "does nothing" in line] == [
+        f"data.num_workers does nothing with freeze=head: it is for {LAYERS}; choose that, or leave data.num_workers "
+        "out"
     ]
 
 

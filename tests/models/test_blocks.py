@@ -87,10 +87,10 @@ def test_a_backbone_without_such_features_is_named_with_what_it_has(
 ) -> None:
     caplog.set_level("INFO", "finetune")
     words = [f"data.root={photos}", f"output={tmp_path / 'run'}", *TINY, "freeze=head", "model.features=blocks"]
-    words = [word.replace("test_resnet", "test_efficientnet") for word in words]
+    words = [word.replace("test_resnet", "tf_efficientnet_lite0") for word in words]
     assert run(["train", *words, "data.image_size=160", "probe.backbones=[test_vit]"]) == 2
     assert capsys.readouterr().err.splitlines()[-1] == (
         "finetune train: model.features=blocks: test_vit has hardly more blocks than stages, so it has only last, "
         "stages, all; use one of those, or auto, which takes what each backbone has"
     )
-    assert "test_efficientnet at" not in caplog.text, "none was tried"
+    assert "lite0 at" not in caplog.text, "none was tried"
