@@ -187,11 +187,9 @@ def _execute(name: str, values: dict[str, Any], typed: Typed) -> None:
 def _typed(line: str) -> Typed:
     """Return what stands on the command line, the keys that a sweep has set for this job among it."""
     from hydra.core.hydra_config import HydraConfig
-    from hydra.types import RunMode
 
-    hydra_config = HydraConfig.get()
-    keys = (override.lstrip("+~").partition("=")[0] for override in hydra_config.overrides.task)
-    return Typed(tuple(dict.fromkeys(keys)), sweep=hydra_config.mode == RunMode.MULTIRUN, line=line)
+    keys = (override.lstrip("+~").partition("=")[0] for override in HydraConfig.get().overrides.task)
+    return Typed(tuple(dict.fromkeys(keys)), line)
 
 
 def _in_its_folder(values: dict[str, Any], number: int | None) -> dict[str, Any]:

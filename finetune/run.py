@@ -82,6 +82,11 @@ class Run:
         return self.path / "config.yaml"
 
     @property
+    def command(self) -> Path:
+        """The command line that began it."""
+        return self.path / "command.txt"
+
+    @property
     def manifest(self) -> Path:
         return self.path / "manifest.csv"
 
@@ -157,7 +162,7 @@ class Run:
 
         Raises FinetuneError where the folder holds work of another configuration.
         """
-        wanted = {**config.model_dump(mode="json"), "command": config.typed.line}
+        wanted = config.model_dump(mode="json")
         # nothing has been trained before there are checkpoints or weights: a mistake is corrected in place
         begun = any(path.exists() for path in (self.checkpoints, self.weights, self.result))
         if self.config.is_file() and begun:
@@ -170,6 +175,7 @@ class Run:
         # of photos that the corrected configuration may not even name
         for found in (self.colour_pca, self.batch_size, self.learning_rate):
             found.unlink(missing_ok=True)
+        write_text(self.command, f"{config.typed.line}\n")
         write_text(self.config, yaml.safe_dump(wanted, sort_keys=False))
         return False
 
@@ -239,7 +245,7 @@ class FinishedRun:
 
 
 def _refuse_unfinished(run: Run) -> str:
-    command = _read_config(run.config).get("command") or "finetune train ..."
+    command = run.command.read_text(encoding="utf-8").strip() if run.command.is_file() else "finetune train ..."
     said = f"run={run.path} has not finished; the command that began it goes on from where it was:\n  {command}"
     # there only while layers train from it; its features are kept
     head = "\nwith freeze=head and another output= it makes, in little time, only the head that the layers began with"

@@ -49,13 +49,9 @@ Config = TypeVar("Config", bound=Section)
 
 
 class Typed(NamedTuple):
-    """What a person typed, of all that a configuration is composed of.
-
-    sweep: for one of several runs; line: the whole command line.
-    """
+    """What a person typed, of all that a configuration is composed of; line: the whole command line."""
 
     keys: tuple[str, ...] = ()
-    sweep: bool = False
     line: str = ""
 
 

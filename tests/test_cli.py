@@ -216,7 +216,7 @@ def test_unknown_backbone_suggests_the_nearest(
     [
         ("data.rot=x", "unknown key 'data.rot'", "torch"),
         ("data.batch_size=1", "data.batch_size=1 is wrong", "torch"),
-        ("freeze=head trainer.soup=2", "trainer.soup does nothing", "torch"),
+        ("freeze.mode=head", "use freeze=head", "torch"),
         ("data.root=/nowhere", "/nowhere: no such folder", "torch"),
         ("data.root=/nowhere.csv", "/nowhere.csv: no such file", "torch"),
         # timm knows the names, and needs torch

@@ -131,10 +131,18 @@ def test_every_command_stands_in_a_block_that_is_typed(document: Path) -> None:
     assert re.findall(r"^ {4,}(?:finetune|python|curl) .*", document.read_text(encoding="utf-8"), re.MULTILINE) == []
 
 
+def anchors_of(document: Path) -> set[str]:
+    """Return what GitHub makes of a document's headings."""
+    headings = re.findall(r"^#+ (.*)", document.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_links_and_scripts_that_documents_name_exist(document: Path) -> None:
     text = document.read_text(encoding="utf-8")
-    for target in re.findall(r"\]\((?!https?://)([^)#]+)\)", text):
-        assert (document.parent / target).exists(), target
+    for target, anchor in re.findall(r"\]\((?!https?://)([^)#]*)(?:#([^)]*))?\)", text):
+        named = document.parent / target if target else document
+        assert named.exists(), target
+        assert not anchor or anchor in anchors_of(named), f"{target}#{anchor}"
     for script in re.findall(r"(?:scripts|benchmarks)/[\w.-]+", text):
         assert (ROOT / script).exists(), script

@@ -11,7 +11,6 @@ from pydantic import Field, PrivateAttr, ValidationInfo, field_validator, model_
 from finetune.config.augment import AugmentConfig
 from finetune.config.devices import Device, EngineCache
 from finetune.config.head import HeadConfig
-from finetune.config.idle import refused
 from finetune.config.names import ModelName
 from finetune.config.photos import DataConfig, Fit, SidePx, SourceConfig
 from finetune.config.rates import scale_learning_rate
@@ -75,15 +74,11 @@ class TrainConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _does_what_was_typed(self, info: ValidationInfo) -> TrainConfig:
+    def _keeps_what_was_typed(self, info: ValidationInfo) -> TrainConfig:
         typed = info.context or Typed()
         if "freeze.mode" in typed.keys:
             mode = self.freeze.mode
             raise ValueError(f"freeze.mode={mode} leaves out what else belongs to freeze={mode}; use freeze={mode}")
-        # in a sweep a key may be for others of its runs; where it does nothing, a warning says so
-        idle = [] if typed.sweep else refused(self, typed.keys)
-        if idle:
-            raise ValueError("\n".join(idle))
         self._typed = typed
         return self
 

@@ -1,4 +1,4 @@
-"""Keys that have no part in the way that was chosen: what a person types must be able to act, or it is refused.
+"""Keys that have no part in the way that was chosen: what a person types and cannot act is told of.
 
 What a recipe or another option of a group sets is not asked about: it belongs to a whole that was chosen as one.
 """
@@ -48,17 +48,13 @@ def _sizes_are_open(config: TrainConfig, parts: Parts) -> bool:
     return config.data.image_size == "auto"
 
 
-# What layers are trained by, which changes no result where none are: a script for one machine may hold it for every way
-# of training, so it is warned of and never refused.
-MEANS = (
-    *("data.cache", "data.num_workers", "trainer.devices", "trainer.num_nodes", "trainer.strategy"),
-    *("trainer.precision", "trainer.compile", "trainer.checkpoint_minutes", "trainer.gradient_checkpointing"),
-)
 OF_LAYERS = (
     *("optimizer", "schedule", "augment.mixup", "augment.cutmix", "freeze.head_epochs", "freeze.statistics"),
-    *("data.batch_size", "model.drop_path", "trainer.max_epochs", "trainer.max_steps", "trainer.patience"),
-    *("trainer.search_steps", "trainer.accumulate", "trainer.label_smoothing", "trainer.ema_decay", "trainer.soup"),
-    *("trainer.clip_norm", *MEANS),
+    *("data.batch_size", "data.cache", "data.num_workers", "model.drop_path"),
+    *("trainer.max_epochs", "trainer.max_steps", "trainer.patience", "trainer.search_steps", "trainer.accumulate"),
+    *("trainer.devices", "trainer.num_nodes", "trainer.strategy", "trainer.precision", "trainer.compile"),
+    *("trainer.label_smoothing", "trainer.ema_decay", "trainer.soup", "trainer.clip_norm"),
+    *("trainer.checkpoint_minutes", "trainer.gradient_checkpointing"),
 )
 RULES = (
     Rule(OF_LAYERS, _needs("layers"), WITH_FREEZE, LAYERS),
@@ -133,6 +129,12 @@ RULES = (
         "freeze.head_epochs=1 or more",
     ),
     Rule(
+        ("schedule.warmup_max_steps",),
+        lambda config, parts: config.schedule.warmup_fraction > 0,
+        "with schedule.warmup_fraction=0",
+        "schedule.warmup_fraction=0.05",
+    ),
+    Rule(
         ("trainer.search_steps",),
         lambda config, parts: config.optimizer.learning_rate == "auto",
         "with optimizer.learning_rate={c.optimizer.learning_rate:g}",
@@ -165,11 +167,6 @@ RULES = (
         "logger=mlflow or wandb",
     ),
 )
-
-
-def refused(config: TrainConfig, typed: Collection[str]) -> list[str]:
-    """Return a line for each typed key that can never do anything, and would have changed the result."""
-    return [*idle_keys(config, [key for key in typed if key not in MEANS])]
 
 
 def idle_keys(config: TrainConfig, typed: Collection[str], depth: str | None = None) -> Iterator[str]:

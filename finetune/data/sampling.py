@@ -115,7 +115,8 @@ class SharedBatches(Sampler[list[Place]]):
         least = 2 * share.size
         if batch_size < least and share.size > 1:
             raise FinetuneError(
-                f"data.batch_size={batch_size} is less than 2 photos for each of {share.size} processes"
+                f"data.batch_size={batch_size} is less than 2 photos for each of {share.size} processes; give more, or "
+                "use fewer processes: as many as the run began with, where data.batch_size=auto found it"
             )
         if share.size > 1 and len(sampler) < least:
             raise FinetuneError(f"{len(sampler)} training photos are too few for {share.size} processes; use fewer")

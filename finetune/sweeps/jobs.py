@@ -80,7 +80,8 @@ class Sweep:
         with FileLock(make_folder(self.folder / NOTES) / ".lock"):
             there = {number: self._noted(number)["overrides"] for number in self._numbers()}
             alike = [number for number, before in there.items() if _deciding(before) == _deciding(words)]
-            number = place if place in alike or place not in there else min(alike, default=1 + max(there))
+            free = place if place not in there else 1 + max(there)
+            number = place if place in alike else min(alike, default=free)
             self._note(number, words, UNFINISHED, 1)
         return number
 
@@ -115,7 +116,7 @@ class Sweep:
             raise SweepError("\n".join(lines), code)
 
     def _jobs(self) -> list[Job]:
-        return [self._job(number) for number in self._numbers() if self._noted(number)["asked"] == [*self.asked]]
+        return [self._job(number) for number in self._numbers() if self._noted(number).get("asked") == [*self.asked]]
 
     def _job(self, number: int) -> Job:
         noted = self._noted(number)

@@ -9,14 +9,14 @@ from dataclasses import replace
 
 from finetune.errors import FinetuneError
 from finetune.training.attempts import Attempt
-from finetune.training.trial import LEAST_A_CLASS, Trial, in_turn
+from finetune.training.trial import LEAST_A_CLASS, Trial, in_proportion
 
 log = logging.getLogger(__name__)
 
 
-def require_time(attempt: Attempt, left_s: float) -> None:
+def require_time(attempt: Attempt, fits_s: float, left_s: float) -> None:
     """Raise FinetuneError where there is no time for a few photos of each class and for those that measure."""
-    needed_s = _takes_s(attempt, _least(attempt), 0.0)
+    needed_s = _takes_s(attempt, _least(attempt), fits_s)
     if needed_s <= left_s:
         return
     budget_minutes = attempt.search.config.budget_minutes
@@ -33,8 +33,8 @@ def require_time(attempt: Attempt, left_s: float) -> None:
 def affordable(attempt: Attempt, fits_s: float, left_s: float) -> Attempt:
     """Return an attempt on as many training photos as there is time for; itself where that is all of them.
 
-    Each class gives the same number, or all that it has; photos that validate or test are never left out. fits_s: what
-    a photo takes in the fits, as far as is known.
+    Classes keep their proportions, but for a few photos that each gives; what validates or tests is never left out.
+    fits_s: what a photo takes in the fits, as far as is known.
     """
     manifest = attempt.search.manifest
     train = manifest.of("train")
@@ -44,10 +44,10 @@ def affordable(attempt: Attempt, fits_s: float, left_s: float) -> Attempt:
         return attempt
     log.warning(
         "budget_minutes=%g leaves time for %d of %d training photos (%s at %d px): they are learned from, "
-        "as many of each class as can be",
+        "in the proportions of all",
         *(attempt.search.config.budget_minutes, count, len(train), attempt.backbone, attempt.image_size),
     )
-    left_out = {train[place] for place in in_turn(train)[count:]}
+    left_out = {train[place] for place in in_proportion(train)[count:]}
     fewer = replace(manifest, photos=tuple(photo for photo in manifest.photos if photo not in left_out))
     return attempt.on(replace(attempt.search, manifest=fewer, left_out=attempt.search.left_out + len(left_out)))
 
@@ -61,5 +61,5 @@ def _takes_s(attempt: Attempt, count: int, fits_s: float) -> float:
     """Return what so many training photos take, with those that validate and test."""
     manifest = attempt.search.manifest
     train = manifest.of("train")
-    photos = (*(train[place] for place in in_turn(train)[:count]), *manifest.of("val"))
+    photos = (*(train[place] for place in in_proportion(train)[:count]), *manifest.of("val"))
     return attempt.takes_s(Trial(photos, (0,) * len(photos)), fits_s) + attempt.test_s

@@ -56,7 +56,7 @@ def fit(
 ) -> Fitted:
     """Train as configured; with freeze=auto the better of head and layers on the validation photos."""
     mode, depth = config.freeze.mode, depth_for(config.freeze, len(manifest.of("train")), deadline)
-    log.info("%d training photos: freeze=%s", len(manifest.of("train")), depth if mode == "auto" else mode)
+    log.info("%d training photos: %s", len(manifest.of("train")), _in_words(config.freeze, depth, deadline))
     require_used(config, depth)
     config = settle_image_size(config, manifest)
     if mode in ("partial", "full", "gradual"):
@@ -99,6 +99,14 @@ def depth_for(freeze: FreezeConfig, training_photos: int, deadline: Deadline) ->
     return "head" if training_photos < freeze.head_below else "partial"
 
 
+def _in_words(freeze: FreezeConfig, depth: Depth, deadline: Deadline) -> str:
+    if freeze.mode != "auto" or depth == "head":
+        return f"freeze={depth if freeze.mode == 'auto' else freeze.mode}"
+    layers = "all layers" if depth == "full" else "the top layers"
+    then = "if there is time for that, and " if deadline.is_set else ""
+    return f"freeze=auto: the head, then {layers} {then}if they are better"
+
+
 def ahead(layers: Fitted, head: Fitted, targets: list[int]) -> float:
     """Return by how many standard errors layers do better than the head on the validation photos."""
     wanted = torch.tensor(targets)
@@ -110,7 +118,10 @@ def _fit_further(found: Found, head: Fitted, depth: Depth, run: Run, processes: 
     """Train layers from the head on, where the data and the time allow it; None where they do not."""
     search = found.attempt.search
     config, manifest = search.config, search.manifest
-    if depth == "head" or search.left_out:
+    if depth == "head":
+        return None
+    if search.left_out:
+        log.info("not fine-tuned: there was no time to learn from all photos even for the head")
         return None
     if config.freeze.mode == "auto" and head.judged.accuracy == 1:
         log.info("every validation photo is right: nothing is fine-tuned")

@@ -25,7 +25,7 @@ class Fitted:
     of the pretrained weights; val_logits: (N, classes) of the validation photos, before the temperature and by layers
     that have not learned from them; photos_seen: how many were learned from, those whose features were kept among them;
     score: logits (N, classes) of photos, by the cheapest faithful way; earlier_s: seconds of processes before this one;
-    soup_epochs: which epochs were averaged, from 0; left_out: training photos for which there was no time.
+    soup_epochs: which epochs were averaged, from 1; left_out: training photos for which there was no time.
     """
 
     freeze: str

@@ -28,6 +28,10 @@ log = logging.getLogger(__name__)
 
 # For the last fit, the report and the files of the run.
 RESERVE_S = 5.0
+# What a photo takes in the fits with one penalty, before that is known: on one core, for some thousand features.
+FIT_S = 0.0015
+# Of the time of all fits of a trial: the best once more, exactly, and to all photos.
+LAST_FITS = 0.1
 # Standard errors by which an attempt may be behind on the sample and still see the other photos. One in six that are as
 # good is lost by that, which costs less than a pass over all photos for each.
 MOST_BEHIND = 1.0
@@ -81,7 +85,7 @@ class _Tries:
         self.search = search
         self.rows: list[Metrics] = list(search.rows)
         self.seen: dict[tuple[str, int], int] = {}
-        self.fits_s = 0.0
+        self.fits_s = FIT_S * len(search.config.probe.l2)
 
     def make(self, attempt: Attempt, trial: Trial, others: Sequence[Attempt]) -> Candidate:
         """Try every head on an attempt; others: those of which it tells what they will take."""
@@ -89,7 +93,8 @@ class _Tries:
         tried = attempt.candidates(trial)
         seconds = time.monotonic() - started
         # what a photo takes in all the fits
-        self.fits_s = (seconds - (attempt.kept.computed_s - computed_s)) / len(trial.photos)
+        fits_s = seconds - (attempt.kept.computed_s - computed_s)
+        self.fits_s = (1 + LAST_FITS) * fits_s / len(trial.photos)
         best = max(tried, key=lambda candidate: candidate.judged.rank)
         self.rows += [_row(attempt, candidate, trial, candidate.judged, seconds) for candidate in tried]
         # a sample is part of the whole that may follow
@@ -143,7 +148,7 @@ def search_heads(search: Search) -> Found:
     tries = _Tries(search)
     cheapest, *dearer = plan_attempts(search)
     if search.deadline.is_set:
-        require_time(cheapest, tries.left_s)
+        require_time(cheapest, tries.fits_s, tries.left_s)
     first = tries.afford(cheapest)
     attempts = [first, *dearer] if first is cheapest else [first]
     trial = plan_trial(first.search.manifest, search.config.seed)

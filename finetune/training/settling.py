@@ -47,9 +47,10 @@ def settle_epochs(config: TrainConfig, photos: int, batches: int) -> TrainConfig
 
 
 def require_used(config: TrainConfig, depth: Depth) -> None:
-    """Warn of what was typed and does nothing at the depth that it came to; what could never do anything was refused.
+    """Warn of what was typed and does nothing at the depth that it came to.
 
-    Raises FinetuneError where a rate is to be looked for that a fitted head hides.
+    Refused it would be in the way of scripts for every way of training, of sweeps and of runs that go on. Raises
+    FinetuneError where a rate is to be looked for that a fitted head hides.
     """
     came_to = f"freeze=auto came to freeze={depth}: " if config.freeze.mode == "auto" else ""
     for line in idle_keys(config, config.typed.keys, depth):

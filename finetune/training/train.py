@@ -93,8 +93,8 @@ def summarise(result: Result) -> str:
         accuracies.append(_both("test", result.test_accuracy, result.test_balanced_accuracy))
     learned = ""
     if result.left_out:
-        learned = f"\nbudget_minutes left no time for {result.left_out} of {result.photos['train']} training photos"
-    return f"{', '.join(accuracies)}; {result.backbone} at {result.image_size} px, freeze={result.freeze}{learned}"
+        learned = f"budget_minutes left no time for {result.left_out} of {result.photos['train']} training photos\n"
+    return f"{learned}{', '.join(accuracies)}; {result.backbone} at {result.image_size} px, freeze={result.freeze}"
 
 
 def _both(split: str, accuracy: float, balanced: float) -> str:

@@ -76,12 +76,31 @@ def validation(manifest: Manifest) -> Trial:
 
 def in_turn(photos: Sequence[Photo]) -> list[int]:
     """Return the places of the photos in an order of which every beginning has as many of each class as can be."""
-    turns: Counter[str] = Counter()
-    ordered: list[tuple[int, int]] = []
+    turn = _turns(photos)
+    return sorted(range(len(photos)), key=lambda place: (turn[place], place))
+
+
+def in_proportion(photos: Sequence[Photo]) -> list[int]:
+    """Return the places of the photos in an order of which every beginning has the proportions of them all.
+
+    A few of each class come before all others.
+    """
+    turn, counts = _turns(photos), Counter(photo.label for photo in photos)
+
+    def when(place: int) -> tuple[bool, float, int]:
+        return turn[place] >= LEAST_A_CLASS, (turn[place] + 0.5) / counts[photos[place].label], place
+
+    return sorted(range(len(photos)), key=when)
+
+
+def _turns(photos: Sequence[Photo]) -> dict[int, int]:
+    """Return, for the place of each photo, how many of its class come before it in an order that is drawn once."""
+    before: Counter[str] = Counter()
+    turns: dict[int, int] = {}
     for place in sorted(range(len(photos)), key=lambda place: photos[place].sha256):
-        ordered.append((turns[photos[place].label], place))
-        turns[photos[place].label] += 1
-    return [place for _, place in sorted(ordered)]
+        turns[place] = before[photos[place].label]
+        before[photos[place].label] += 1
+    return turns
 
 
 def _deal(photos: Sequence[Photo], seed: int) -> list[int]:

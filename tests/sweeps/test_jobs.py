@@ -104,6 +104,17 @@ def test_a_run_keeps_its_number_in_another_sweep_of_the_same_folder(tmp_path: Pa
     assert [second.begin(place, [f"seed={place + 2}", "logger=tensorboard"]) for place in range(2)] == [1, 2]
     assert first.begin(0, ["output=elsewhere", "seed=1"]) == 0
     assert second.begin(7, ["seed=9"]) == 7
+    # runs that several processes have begin in any order
+    assert first.begin(8, ["seed=2"]) == 1
+
+
+def test_notes_of_an_older_version_are_of_other_sweeps(tmp_path: Path) -> None:
+    sweep = sweep_in(tmp_path, "seed=1,2")
+    finished(sweep, 0, ["seed=1"], 0.75, 0.5)
+    older = tmp_path / "jobs" / "1.json"
+    older.write_text(json.dumps({"overrides": ["seed=8"], "failure": "", "exit_code": 0}))
+    sweep.require_done()
+    assert [line[0] for line in sweep.describe().splitlines()[1:]] == ["0"]
 
 
 def test_a_sweep_is_judged_by_its_own_runs(tmp_path: Path) -> None:

@@ -48,13 +48,28 @@ def test_fewer_photos_of_every_class_where_there_is_not(many_photos: Path, caplo
     train, measuring = photos_of(attempt)
     fewer = affordable(attempt, 0.0, measuring + train / 2)
     assert photos_of(fewer) == (train // 2, measuring)
-    counts = Counter(photo.label for photo in fewer.search.manifest.of("train"))
-    assert max(counts.values()) - min(counts.values()) <= 1
     assert fewer.search.left_out == train - train // 2
     assert fewer.search.manifest.classes == attempt.search.manifest.classes
     assert "built" not in attempt.__dict__
     assert "built" in fewer.__dict__
     assert f"budget_minutes=1 leaves time for {train // 2} of {train} training photos" in caplog.text
+
+
+def test_classes_keep_their_proportions_but_for_a_few_of_each(tmp_path: Path) -> None:
+    folder = paint_folder(tmp_path / "uneven", 60)
+    for photo in sorted((folder / "blue").iterdir())[10:]:
+        photo.unlink()
+    attempt = planned(folder)
+    before = Counter(photo.label for photo in attempt.search.manifest.of("train"))
+    assert before["red"] > 3 * before["blue"] >= 3 * 4
+    _, measuring = photos_of(attempt)
+    half = before.total() // 2
+    after = Counter(photo.label for photo in affordable(attempt, 0.0, measuring + half).search.manifest.of("train"))
+    assert after.total() == half
+    assert all(abs(after[label] - before[label] / 2) <= 3 for label in before)
+    few = Counter(photo.label for photo in affordable(attempt, 0.0, measuring + 20).search.manifest.of("train"))
+    assert few["blue"] == 4
+    assert few["red"] > few["blue"]
 
 
 def test_what_is_left_out_adds_up(many_photos: Path) -> None:
@@ -97,7 +112,7 @@ def test_too_little_for_a_few_of_each_class_is_refused(many_photos: Path) -> Non
     attempt = planned(many_photos)
     _, measuring = photos_of(attempt)
     with pytest.raises(FinetuneError) as raised:
-        require_time(attempt, -20.0)
+        require_time(attempt, 0.0, -20.0)
     least = 4 * len(attempt.search.manifest.classes)
     said = str(raised.value)
     assert f"budget_minutes=1 is too short: {least} training photos" in said

@@ -7,7 +7,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from finetune.data.manifest import Manifest, Photo
-from finetune.training.trial import ENOUGH_TO_VALIDATE, FOLDS, Trial, plan_trial, validation
+from finetune.training.trial import (
+    ENOUGH_TO_VALIDATE,
+    FOLDS,
+    LEAST_A_CLASS,
+    Trial,
+    _deal,
+    in_proportion,
+    in_turn,
+    plan_trial,
+    validation,
+)
 from tests.conftest import manifest_of
 
 
@@ -33,8 +43,9 @@ def test_every_photo_is_held_out_once_and_what_belongs_together_at_once(
     manifest = photos_of(labels, splits, names)
     trial = plan_trial(manifest, seed)
     if trial == validation(manifest):
-        largest = max(Counter(photo.together for photo in trial.photos if photo.together).values())
-        assert largest > len(drawn) / 2
+        # one set, with the share of the other classes that its fold is dealt, would be more than half
+        assert max(Counter(_deal(trial.photos, seed)).values()) > len(drawn) / 2
+        assert max(Counter(photo.together for photo in trial.photos if photo.together).values()) > len(drawn) / 5
         return
     assert set(trial.held_out) == set(trial.photos)
     assert len(trial.photos) == len(drawn)
@@ -110,3 +121,17 @@ def test_a_trial_as_large_as_its_sample_is_itself() -> None:
     sample = trial.sample(500)
     assert isinstance(sample, Trial)
     assert sorted(sample.photos) == sorted(trial.photos)
+
+
+@given(st.text("abc", min_size=1, max_size=60))
+def test_orders_begin_with_as_many_of_each_class_or_with_their_proportions(labels: str) -> None:
+    photos = photos_of(labels, ["train"] * len(labels), alone(len(labels))).photos
+    whole = Counter(labels)
+    for order in (in_turn(photos), in_proportion(photos)):
+        assert sorted(order) == list(range(len(photos)))
+    for most in range(len(photos) + 1):
+        even = Counter(photos[place].label for place in in_turn(photos)[:most])
+        assert all(even[label] >= min(whole[label], most // len(whole)) for label in whole)
+        share = Counter(photos[place].label for place in in_proportion(photos)[:most])
+        if most >= LEAST_A_CLASS * len(whole):
+            assert all(share[label] >= min(whole[label], LEAST_A_CLASS) for label in whole)
