@@ -35,6 +35,9 @@ OUTSIDE = {
     errno.EEXIST,
     errno.ENAMETOOLONG,
 }
+# A configuration of another name, such as the config.yaml of a run, does not begin with hydra_defaults.yaml.
+OTHER_NAMES = {"--config-name", "-cn"}
+NOTHING_ELSE = ["hydra/job_logging=none", "hydra/hydra_logging=none", "hydra.output_subdir=null", "hydra.run.dir=."]
 
 
 def main(argv: list[str] | None = None) -> NoReturn:
@@ -136,6 +139,8 @@ def _through_hydra(name: str, arguments: list[str]) -> None:
     if "hydra/sweeper=optuna" in arguments:
         importlib.import_module("finetune.sweeps.optuna_sweeper").register()
     quoted = _quoted(name, arguments)
+    if not OTHER_NAMES.isdisjoint(arguments):
+        quoted += NOTHING_ELSE
     if not is_sweep(arguments):
         require_one_run(quoted, shlex.join(["finetune", name, "--multirun", *arguments]))
     program, sys.argv = sys.argv, [f"finetune {name}", *quoted]

@@ -14,7 +14,7 @@ import pytest
 from finetune.cli import run
 from finetune.errors import FinetuneError
 from finetune.run import FinishedRun
-from tests.conftest import TINY, paint_folder
+from tests.conftest import TINY, paint_folder, run_finetune
 
 
 @pytest.fixture
@@ -79,3 +79,16 @@ def test_how_a_run_was_asked_for_makes_no_other_run(tmp_path: Path, capsys: pyte
     assert run(words) == 0
     assert run([*words, "seed=0"]) == 0
     assert "already finished" in capsys.readouterr().out
+
+
+def test_the_configuration_of_a_run_trains_the_same_again(tmp_path: Path) -> None:
+    words = [f"data.root={paint_folder(tmp_path / 'photos')}", "output=first", *TINY, "trainer.max_epochs=1"]
+    assert run_finetune("train", *words, "freeze=partial", cwd=tmp_path).returncode == 0
+    again = ["--config-dir", "first", "--config-name", "config", "output=again"]
+    done = run_finetune("train", *again, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    weights = [(tmp_path / name / "weights.safetensors").read_bytes() for name in ("first", "again")]
+    assert weights[0] == weights[1]
+    # Hydra leaves nothing of its own
+    assert {path.name for path in tmp_path.iterdir()} == {"photos", "first", "again"}
+    assert "[finetune" not in done.stderr
