@@ -37,7 +37,10 @@ class LimitsConfig(Section):
     megapixels: Annotated[float, Field(gt=0, le=100)] = Field(
         description="most pixels of a photo, in millions, by its header; above it 422"
     )
-    queue_photos: Count = Field(description="photos that a model decodes, keeps waiting and runs at most; above it 503")
+    queue_photos: Count = Field(
+        description="photos that a model decodes, keeps waiting and runs at most, of one client alone three quarters; "
+        "above it 503"
+    )
     wait_s: Seconds = Field(description="longest expected wait of a photo for its turn; above it 503")
     deadline_s: Seconds = Field(description="time that a request gets once its body is read; then 504")
     header_s: Seconds = Field(description="time that a client gets to send a request's headers; then 408")
@@ -52,7 +55,7 @@ class LimitsConfig(Section):
         description="MB of all requests' bodies at one time; above it 503"
     )
     per_client: Count | None = Field(
-        description="requests of one client, by key or else by address, at one time; above it 429; null: any"
+        description="requests of one client, by key or else by address (IPv6: /64), at a time; above it 429; null: any"
     )
 
     @model_validator(mode="after")

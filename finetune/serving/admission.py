@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
+from finetune.serving.clients import Places
 from finetune.serving.refusal import Refusal
 
-# Who asks: a key's name or else an address, set for each request. Behind a proxy without keys all are one.
+# Who asks, as `name_client` has it, set for each request. Behind a proxy without keys all are one.
 client: ContextVar[str] = ContextVar("client", default="")
 # Share of the newest measurement in the running mean of a photo's seconds.
 NEWEST = 0.2
@@ -31,11 +31,15 @@ class Admission:
 
         together: how many run at one time, and may leave so.
         """
-        self.max_queue, self.max_wait_s, self.together = max_queue, max_wait_s, together
-        self.photos = 0
-        self._of: Counter[str] = Counter()
+        self.max_wait_s, self.together = max_wait_s, together
+        self._places = Places(max_queue)
         self.seconds_per_photo = 0.0
         self._since = 0.0
+
+    @property
+    def photos(self) -> int:
+        """Those in hand."""
+        return self._places.taken
 
     @property
     def expected_wait_s(self) -> float:
@@ -46,8 +50,8 @@ class Admission:
         if not self.photos:
             return 0.0
         unfinished_s = (time.perf_counter() - self._since) / self.together
-        own = self._of[client.get()]
-        before = own + sum(min(held, own + 1) for who, held in self._of.items() if who != client.get())
+        own = self._places.of[client.get()]
+        before = own + sum(min(held, own + 1) for who, held in self._places.of.items() if who != client.get())
         return before * max(self.seconds_per_photo, unfinished_s)
 
     @contextmanager
@@ -56,31 +60,23 @@ class Admission:
 
         Raises Refusal 503 where they would not be answered in time. A model with nothing in hand takes any request.
         """
-        wait_s = self.expected_wait_s
-        if self.photos and (wait_s > self.max_wait_s or self._has_no_room(photos)):
+        wait_s, who = self.expected_wait_s, client.get()
+        if self.photos and (wait_s > self.max_wait_s or not self._places.has_room(who, photos)):
             raise Refusal(503, f"{self.photos} photos are waiting; come back later", retry_after_s=wait_s)
         if not self.photos:
             self._since = time.perf_counter()
-        held, who = 0, client.get()
+        held = 0
 
         def hold(more: int) -> None:
             nonlocal held
             held += more
-            self.photos += more
-            self._of[who] += more
-            if not self._of[who]:
-                del self._of[who]
+            self._places.hold(who, more)
 
         hold(photos)
         try:
             yield lambda: hold(-1)
         finally:
             hold(-held)
-
-    def _has_no_room(self, photos: int) -> bool:
-        """Whether the queue is full; one who holds less than an even share finds room beside those who hold more."""
-        share = self.max_queue / len(self._of.keys() | {client.get()})
-        return self.photos + photos > self.max_queue and self._of[client.get()] + photos > share
 
     def measure(self, photos: int) -> None:
         """Note that so many photos were answered, or found to be none, together, just now."""

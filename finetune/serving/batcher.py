@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finetune.preprocess import Pixels
+from finetune.serving.line import Line
 
 Probabilities = NDArray[np.float32]
 # A batch's rows, and the seconds that it ran.
@@ -36,7 +36,9 @@ class _Photo:
 
 
 class Batcher:
-    """Runs photos in the order of their arrival, a batch a thread of its own; used from one event loop.
+    """Runs photos of clients in turns, each client's in the order of their arrival, a batch a thread of its own.
+
+    Used from one event loop.
 
     A photo whose future was cancelled, by a client that left or a deadline, leaves the queue and is not run.
     """
@@ -56,18 +58,21 @@ class Batcher:
         """
         self.max_batch, self.delay_s = max_batch, delay_s
         self._run, self._timings = run, timings
-        self._queue: deque[_Photo] = deque()
+        self._line: Line[_Photo] = Line(lambda photo: photo.row.done())
         self.runs, self._running = runs, 0
         self._timer: asyncio.TimerHandle | asyncio.Handle | None = None
         # they end with this object
         self._thread = ThreadPoolExecutor(runs, "run")
 
-    def submit(self, pixels: Pixels) -> asyncio.Future[Probabilities]:
-        """Put one photo (H, W, 3) in the queue; returns the future of its row (classes,), which may be cancelled."""
+    def submit(self, pixels: Pixels, who: object) -> asyncio.Future[Probabilities]:
+        """Let one photo (H, W, 3) wait; returns the future of its row (classes,), which may be cancelled.
+
+        who: whose turn it takes.
+        """
         loop = asyncio.get_running_loop()
         photo = _Photo(pixels, loop.create_future())
-        self._queue.append(photo)
-        if self._running < self.runs and (self._timer is None or len(self._queue) >= self.max_batch):
+        self._line.put(photo, who)
+        if self._running < self.runs and (self._timer is None or len(self._line) >= self.max_batch):
             self._await_others(loop)
         return photo.row
 
@@ -75,8 +80,8 @@ class Batcher:
         """Begin the next batch when it is full or its first photo has waited for delay_s."""
         if self._timer is not None:
             self._timer.cancel()
-        left_s = self._queue[0].since + self.delay_s - time.perf_counter()
-        if len(self._queue) >= self.max_batch or left_s <= 0:
+        left_s = min(photo.since for photo in self._line.firsts()) + self.delay_s - time.perf_counter()
+        if len(self._line) >= self.max_batch or left_s <= 0:
             # after the photos that came with this one
             self._timer = loop.call_soon(self._begin, loop)
         else:
@@ -89,7 +94,7 @@ class Batcher:
             self._running += 1
             ran = loop.run_in_executor(self._thread, self._work, [photo.pixels for photo in batch])
             ran.add_done_callback(lambda done: self._end(batch, done, loop))
-            if self._queue and self._running < self.runs:
+            if self._line and self._running < self.runs:
                 self._await_others(loop)
 
     def _work(self, batch: list[Pixels]) -> Ran:
@@ -100,16 +105,14 @@ class Batcher:
     def _take(self) -> list[_Photo]:
         batch: list[_Photo] = []
         now = time.perf_counter()
-        while self._queue and len(batch) < self.max_batch:
-            photo = self._queue.popleft()
-            if not photo.row.done():
-                self._timings.waited(now - photo.since)
-                batch.append(photo)
+        while len(batch) < self.max_batch and (photo := self._line.take()):
+            self._timings.waited(now - photo.since)
+            batch.append(photo)
         return batch
 
     def _end(self, batch: list[_Photo], done: asyncio.Future[Ran], loop: asyncio.AbstractEventLoop) -> None:
         self._running -= 1
-        if self._queue:
+        if self._line:
             self._await_others(loop)
         failure = done.exception()
         if failure is not None:

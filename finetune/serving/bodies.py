@@ -62,24 +62,37 @@ class _Body:
         self._limits, self._receive = limits, receive
         self._inflater = None if encoding.strip().lower() == "identity" else Inflater(encoding, limits.max_bytes)
         self._deadline = asyncio.get_running_loop().time() + limits.limits.body_s
-        self._complete = False
+        # whether all of it has come, and whether all of it was handed on
+        self._came = self._complete = False
 
     async def receive(self) -> Message:
         if self._complete:
             # what is left to come is that the client leaves, whenever it likes
             return await self._receive()
-        message = await self._next()
-        if message["type"] != "http.request":
-            return message
-        self._complete = not message.get("more_body", False)
-        chunk = message.get("body", b"")
-        if self._inflater is not None:
-            chunk = self._inflater.feed(chunk)
-            if self._complete:
-                self._inflater.finish()
+        chunk = b""
+        if self._inflater is None or self._inflater.hungry:
+            message = await self._next()
+            if message["type"] != "http.request":
+                return message
+            self._came = not message.get("more_body", False)
+            chunk = message.get("body", b"")
+        else:
+            # a few bytes may inflate for as long as a probe waits: all others get their turn between two steps
+            await asyncio.sleep(0)
+        chunk = self._inflated(chunk)
         self._limits.hold(len(chunk), self.bytes + len(chunk))
         self.bytes += len(chunk)
-        return {**message, "body": chunk}
+        return {"type": "http.request", "body": chunk, "more_body": not self._complete}
+
+    def _inflated(self, chunk: bytes) -> bytes:
+        """Return what is next of the body, and note whether that is its end."""
+        self._complete = self._came
+        if self._inflater is not None:
+            chunk = self._inflater.feed(chunk)
+            self._complete = self._came and self._inflater.hungry
+            if self._complete:
+                self._inflater.finish()
+        return chunk
 
     async def _next(self) -> Message:
         try:

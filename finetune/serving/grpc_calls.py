@@ -7,46 +7,110 @@ import contextlib
 import os
 import socket
 import stat
-from collections.abc import Iterator
+from collections.abc import Awaitable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+from urllib.parse import unquote
 
+from finetune.serving.clients import Places
 from finetune.serving.refusal import Refusal
 
 # Where Linux and macOS list what a process has open. Windows has nothing like it: there gRPC's own end of a server
 # tells calls that it never began CANCELLED.
 OPEN_FILES = Path("/dev/fd")
+Message = TypeVar("Message")
+
+
+@dataclass(eq=False)
+class Place:
+    """One call's; lost where another client needed it more."""
+
+    who: str
+    lost: bool = False
 
 
 class Calls:
-    """Counts calls from their beginning until their answer is sent; used from one event loop."""
+    """Counts calls from their beginning until their answer is sent; used from one event loop.
+
+    gRPC does not tell how much of a message has come, so that a call without one holds memory too, and a place; but it
+    loses it to whoever would find none and has fewer.
+    """
 
     def __init__(self, most: int) -> None:
-        self._most, self._running = most, 0
-        self._ending = False
+        self._places = Places(most)
+        # whose message has not come, and what ends the wait for it; who has waited for longest stands first
+        self._silent: dict[Place, asyncio.Timeout] = {}
+        self._running, self._ending = 0, False
+        # whether those that run are no longer waited for
+        self.ended = False
         self._none_runs = asyncio.Event()
         self._none_runs.set()
 
-    def begin(self, context: Any) -> None:
-        """Count a call until gRPC is through with it; raises Refusal 429 where too many run, 503 once they end."""
+    def begin(self, who: str, context: Any) -> Place:
+        """Give a client's call a place until gRPC is through with it; raises Refusal 429 where there is none.
+
+        Raises Refusal 503 once all end.
+        """
         if self._ending:
             raise Refusal(503, "this server is about to end")
-        if self._running >= self._most:
-            raise Refusal(429, f"{self._most} calls run already; come back later")
+        if not self._places.has_room(who, 1) and not self._silence_one(who):
+            held = f"{self._places.taken} calls run already, {self._places.of[who]} of this client"
+            raise Refusal(429, f"{held}; come back later")
+        place = Place(who)
+        self._places.hold(who, 1)
         self._running += 1
         self._none_runs.clear()
-        context.add_done_callback(self._end)
+        context.add_done_callback(lambda _: self._end(place))
+        return place
+
+    async def hear(self, place: Place, reading: Awaitable[Message], limit_s: float) -> Message:
+        """Return a call's message; raises Refusal 408 where it does not come in time, 429 where the place is lost."""
+        try:
+            async with asyncio.timeout(limit_s) as wait:
+                self._silent[place] = wait
+                message = await reading
+        except TimeoutError:
+            if not place.lost:
+                raise Refusal(408, f"the message did not come within {limit_s:g} s") from None
+        finally:
+            self._silent.pop(place, None)
+        if place.lost:
+            raise Refusal(429, "no message came before another client needed the place; come back later")
+        return message
 
     async def finish(self, grace_s: float) -> None:
         """Let no more begin, and wait for those that run, no longer than that."""
         self._ending = True
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._none_runs.wait(), grace_s)
+        self.ended = True
 
-    def _end(self, _: Any) -> None:
+    def _silence_one(self, who: str) -> bool:
+        """End the call that has said nothing for the longest, of those who hold more than this client would then."""
+        for place, wait in self._silent.items():
+            if self._places.of[place.who] > self._places.of[who] + 1 and not wait.expired():
+                self._lose(place)
+                del self._silent[place]
+                wait.reschedule(asyncio.get_running_loop().time())
+                return True
+        return False
+
+    def _lose(self, place: Place) -> None:
+        if not place.lost:
+            place.lost = True
+            self._places.hold(place.who, -1)
+
+    def _end(self, place: Place) -> None:
+        self._lose(place)
         self._running -= 1
         if not self._running:
             self._none_runs.set()
+
+
+def address_of(peer: str) -> str:
+    """Return the address of a peer as gRPC names it: ipv4:10.0.0.7:5000 or ipv6:%5B::1%5D:5000."""
+    return unquote(peer).partition(":")[2].rpartition(":")[0].strip("[]")
 
 
 def close_port(port: int) -> None:

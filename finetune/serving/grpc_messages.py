@@ -17,25 +17,32 @@ from finetune.serving.tensors import MAX_DIMS, MAX_ELEMENTS
 
 # Of numbers that come one by one, made into bytes before others get their turn.
 CHUNK = 50_000
-# A message of less is read sooner than a thread is woken.
-QUICK_BYTES = 50_000
+# A message of no more is read at once, in 4 ms at worst: 2,000 empty fields.
+QUICK_BYTES = 4_000
 
 
-async def receive(context: Any, kind: Any, limit_s: float) -> Any:
-    """Return a call's message; raises Refusal 400 or 408 where there is none."""
+async def receive(context: Any) -> bytes:
+    """Return a call's message; raises Refusal 400 where it has none, CancelledError where the call is over."""
+    message = await context.read()
+    if isinstance(message, bytes):
+        return message
+    # gRPC reads so of a call that is over as well, and cancels this only while there is something to wait for
     try:
-        message = await asyncio.wait_for(context.read(), limit_s)
-    except TimeoutError:
-        raise Refusal(408, f"the message did not come within {limit_s:g} s") from None
-    if not isinstance(message, bytes):
-        raise Refusal(400, "the call has no message")
+        await context.send_initial_metadata(())
+    except importlib.import_module("grpc.aio").InternalError:
+        raise asyncio.CancelledError from None
+    raise Refusal(400, "the call has no message")
 
-    def parse(raw: bytes) -> Any:
+
+async def parse(message: bytes, kind: Any) -> Any:
+    """Return what a message says; raises Refusal 400 where it cannot be read."""
+
+    def made(raw: bytes) -> Any:
         require_few_fields(raw, kind)
         return kind.FromString(raw)
 
     try:
-        return await in_time(len(message), parse, message)
+        return await in_time(len(message), made, message)
     except importlib.import_module("google.protobuf.message").DecodeError:
         raise Refusal(400, UNREADABLE) from None
 

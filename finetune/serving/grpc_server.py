@@ -10,7 +10,6 @@ import os
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
-from urllib.parse import unquote
 
 from starlette.datastructures import Headers
 from starlette.types import Message
@@ -21,9 +20,10 @@ from finetune.errors import FinetuneError
 from finetune.serving.admission import client
 from finetune.serving.asking import Facts
 from finetune.serving.bodies import Patience
+from finetune.serving.clients import name_client
 from finetune.serving.envelope import identify
-from finetune.serving.grpc_calls import Calls, close_port, hang_up
-from finetune.serving.grpc_messages import in_time, read_infer, receive
+from finetune.serving.grpc_calls import Calls, address_of, close_port, hang_up
+from finetune.serving.grpc_messages import in_time, parse, read_infer, receive
 from finetune.serving.inference import configuration, describe_model, describe_server, describe_versions, infer
 from finetune.serving.keys import Keys, Role
 from finetune.serving.logs import request_id
@@ -174,31 +174,34 @@ class GrpcServer:
         kind = getattr(self._messages, f"{name}Request")
         role: Role = "admin" if name in ADMIN else "predict"
 
-        async def answer(context: Any, headers: Headers, facts: Facts) -> Any:
+        async def answer(context: Any, headers: Headers, peer: str, facts: Facts) -> Any:
             if name in OPEN:
                 return await method(None, facts)
             if key := self._keys.require(headers, role):
                 facts["key"] = key
-            client.set(f"key {key}" if key else _address(context.peer()))
-            self._calls.begin(context)
-            return await method(await receive(context, kind, self._config.limits.body_s), facts)
+            who = name_client(key, peer)
+            client.set(who)
+            place = self._calls.begin(who, context)
+            message = await self._calls.hear(place, receive(context), self._config.limits.body_s)
+            return await method(await parse(message, kind), facts)
 
         async def handle(_: Any, context: Any) -> Any:
             headers = Headers(raw=_raw(context.invocation_metadata()))
             identity = identify(headers)
             token = request_id.set(identity)
             context.set_trailing_metadata((("x-request-id", identity),))
+            # while there is one: gRPC forgets it with a call that is over
+            peer = address_of(context.peer())
             facts: Facts = {}
             began, status = time.perf_counter(), 200
             try:
-                return await answer(context, headers, facts)
+                return await answer(context, headers, peer, facts)
             except Refusal as refusal:
                 status = refusal.status
-                if status in TURNED_AWAY:
-                    self._metrics.refused(str(status))
                 await context.abort(getattr(self._grpc.StatusCode, CODES.get(status, "INTERNAL")), str(refusal))
             except asyncio.CancelledError:
-                status = 499
+                # by the client, by gRPC of a message that is too large, or by us as the time of grace is over
+                status = 503 if self._calls.ended else 499
                 raise
             except Exception:
                 status = 500
@@ -208,8 +211,9 @@ class GrpcServer:
             finally:
                 seconds = time.perf_counter() - began
                 self._metrics.request(f"grpc/{name}", status, seconds)
+                if status in TURNED_AWAY:
+                    self._metrics.refused(str(status))
                 if name not in OPEN:
-                    peer = _address(context.peer())
                     fields = {"status": status, "ms": round(1000 * seconds, 1), "client": peer, **facts}
                     log.info("gRPC %s", name, extra={"fields": fields})
                 request_id.reset(token)
@@ -286,11 +290,6 @@ def _raw(metadata: Any) -> list[tuple[bytes, bytes]]:
 
 def _is_worth_a_line(record: logging.LogRecord) -> bool:
     return not str(record.msg).startswith(NOT_LOGGED)
-
-
-def _address(peer: str) -> str:
-    """Return the address of a peer as gRPC names it: ipv4:10.0.0.7:5000 or ipv6:%5B::1%5D:5000."""
-    return unquote(peer).partition(":")[2].rpartition(":")[0].strip("[]")
 
 
 async def _never() -> Message:

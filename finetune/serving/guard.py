@@ -9,6 +9,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from finetune.serving.admission import client
+from finetune.serving.clients import name_client
 from finetune.serving.keys import Keys, Role
 from finetune.serving.refusal import Refusal
 
@@ -29,7 +30,7 @@ class Guard:
     """Lets a request through that carries the key its route takes, and no more of one client's than are allowed."""
 
     def __init__(self, app: ASGIApp, keys: Keys, per_client: int | None, refuse: Callable[[Refusal], ASGIApp]) -> None:
-        """per_client: requests of one key, or else one address, at one time; refuse: makes the answer to the others."""
+        """per_client: requests of one client at one time; refuse: makes the answer to the others."""
         self.app, self.keys, self.per_client, self._refuse = app, keys, per_client, refuse
         self._asking: Counter[str] = Counter()
 
@@ -40,7 +41,7 @@ class Guard:
             return
         try:
             name = self.keys.require(Headers(scope=scope), role)
-            who = f"key {name}" if name else str((scope.get("client") or ("",))[0])
+            who = name_client(name, str((scope.get("client") or ("",))[0]))
             if self.per_client is not None and self._asking[who] >= self.per_client:
                 raise Refusal(429, f"this client has {self.per_client} requests open already", retry_after_s=1)
         except Refusal as refusal:

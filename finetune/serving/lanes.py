@@ -57,14 +57,14 @@ class Apart:
     """
 
     def __init__(self, who: str, predictor: Predictor, decode: Decode, cores: Turns, timings: LaneTimings) -> None:
-        """who: whose turn it is, for each client of it; cores: threads that several models share."""
+        """who: whose turn it is, of those of a client; cores: threads that several models share."""
         self._who, self._cores, self._timings = who, cores, timings
         self._predictor, self._decode = predictor, decode
 
     async def classify(self, raw: bytes) -> Probabilities:
         left = threading.Event()
         try:
-            timed = await self._cores.run((self._who, client.get()), self._classify, raw, time.perf_counter(), left)
+            timed = await self._cores.run((client.get(), self._who), self._classify, raw, time.perf_counter(), left)
         except asyncio.CancelledError:
             left.set()
             raise
@@ -72,7 +72,7 @@ class Apart:
         return self._told(timed)
 
     async def run(self, pixels: Pixels) -> Probabilities:
-        return self._told(await self._cores.run((self._who, client.get()), self._run, pixels, time.perf_counter()))
+        return self._told(await self._cores.run((client.get(), self._who), self._run, pixels, time.perf_counter()))
 
     def _classify(self, raw: bytes, since: float, left: threading.Event) -> Timed:
         began = time.perf_counter()
@@ -102,12 +102,12 @@ class Together:
         self._who, self._batcher, self._decode, self._decoding, self._timings = who, batcher, decode, decoding, timings
 
     async def classify(self, raw: bytes) -> Probabilities:
-        pixels, seconds = await self._decoding.run((self._who, client.get()), self._timed, raw)
+        pixels, seconds = await self._decoding.run((client.get(), self._who), self._timed, raw)
         self._timings.decoded(seconds)
-        return await self._batcher.submit(pixels)
+        return await self._batcher.submit(pixels, client.get())
 
     async def run(self, pixels: Pixels) -> Probabilities:
-        return await self._batcher.submit(pixels)
+        return await self._batcher.submit(pixels, client.get())
 
     def _timed(self, raw: bytes) -> tuple[NDArray[np.uint8], float]:
         began = time.perf_counter()

@@ -93,7 +93,8 @@ def assemble(config: ServeConfig, on_failure: Callable[[Exception], None]) -> Se
     be used.
     """
     metrics = Metrics()
-    cores, parsing = Turns(usable_cores()), ThreadPoolExecutor(2, "parse")
+    # a parser holds Python's lock until it is through: of two, one would hand it to the other, and not to the loop
+    cores, parsing = Turns(usable_cores()), ThreadPoolExecutor(1, "parse")
 
     def open_model(folder: Path, target: Target) -> LiveModel:
         return open_live(folder, target, config, cores, metrics)

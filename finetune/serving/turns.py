@@ -1,13 +1,14 @@
-"""Threads that several models work on, in turns, so that nobody's photos stand behind all of another's."""
+"""Threads that several models work on, for clients in turns: nobody's photos stand behind all of another's."""
 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from typing import TypeVar
+
+from finetune.serving.line import Line
 
 Result = TypeVar("Result")
 
@@ -22,11 +23,11 @@ class Turns:
         self._executor = ThreadPoolExecutor(threads, "work")
         # as many again wait at the threads themselves, which else would have nothing to do until the loop has time
         self._free = 2 * threads
-        self._waiting: dict[object, deque[asyncio.Future[None]]] = {}
+        self._line: Line[asyncio.Future[None]] = Line(lambda turn: turn.done())
 
-    async def run(self, who: object, function: Callable[..., Result], *arguments: object) -> Result:
-        """Return what a function does on a thread; who: whose turn it takes."""
-        await self._turn(who)
+    async def run(self, whose: tuple[object, ...], function: Callable[..., Result], *arguments: object) -> Result:
+        """Return what a function does on a thread; whose: whose turn it takes, as `Line.put` has it."""
+        await self._turn(whose)
         loop = asyncio.get_running_loop()
         result: asyncio.Future[Result] = loop.create_future()
 
@@ -53,39 +54,22 @@ class Turns:
             work.cancel()
             raise
 
-    async def _turn(self, who: object) -> None:
+    async def _turn(self, whose: tuple[object, ...]) -> None:
         if self._free:
             self._free -= 1
             return
         turn = asyncio.get_running_loop().create_future()
-        self._waiting.setdefault(who, deque()).append(turn)
+        self._line.put(turn, *whose)
         try:
             await turn
         except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled():
+            if not turn.cancelled():
                 # it had been given the turn just before
                 self._pass_on()
-            else:
-                self._leave(who, turn)
             raise
 
-    def _leave(self, who: object, turn: asyncio.Future[None]) -> None:
-        queue = self._waiting.get(who, deque())
-        with suppress(ValueError):
-            queue.remove(turn)
-            if not queue:
-                del self._waiting[who]
-
     def _pass_on(self) -> None:
-        while self._waiting:
-            who, queue = next(iter(self._waiting.items()))
-            # to the end of the line, or out of it
-            del self._waiting[who]
-            turn = queue.popleft()
-            if queue:
-                self._waiting[who] = queue
-            # else it was cancelled just now, and is about to leave
-            if not turn.done():
-                turn.set_result(None)
-                return
-        self._free += 1
+        if turn := self._line.take():
+            turn.set_result(None)
+        else:
+            self._free += 1

@@ -34,9 +34,9 @@ def asked_by(name: str) -> Iterator[None]:
 
 def test_no_more_photos_are_in_hand_than_the_queue_holds() -> None:
     queue = Admission(max_queue=10, max_wait_s=100, together=4)
-    with queue.admit(6), queue.admit(4):
-        assert queue.photos == 10
-        with pytest.raises(Refusal, match="10 photos are waiting") as refused, queue.admit(1):
+    with queue.admit(6), queue.admit(2):
+        assert queue.photos == 8
+        with pytest.raises(Refusal, match="8 photos are waiting") as refused, queue.admit(1):
             pass
         assert refused.value.status == 503
     assert queue.photos == 0
@@ -124,9 +124,19 @@ def test_a_client_waits_for_no_more_of_another_s_photos_than_it_has_itself() -> 
 
 
 def test_one_client_s_photos_fill_the_queue_for_that_client_only() -> None:
-    queue = Admission(max_queue=10, max_wait_s=100, together=4)
-    with asked_by("busy"), queue.admit(10):
+    queue = Admission(max_queue=12, max_wait_s=100, together=4)
+    with asked_by("busy"), queue.admit(9):
         with pytest.raises(Refusal), queue.admit(1):
             pass
-        with asked_by("other"), queue.admit(5), pytest.raises(Refusal), queue.admit(1):
+        with asked_by("other"), queue.admit(3), pytest.raises(Refusal), queue.admit(1):
             pass
+
+
+def test_however_many_clients_come_no_more_are_in_hand_than_the_queue_holds() -> None:
+    queue = Admission(max_queue=12, max_wait_s=100, together=4)
+    with contextlib.ExitStack() as held:
+        for number in range(60):
+            with asked_by(str(number)), contextlib.suppress(Refusal):
+                held.enter_context(queue.admit(2))
+        assert 9 <= queue.photos <= 12
+    assert queue.photos == 0

@@ -63,9 +63,9 @@ def run(
 def test_what_waits_while_a_batch_runs_is_the_next_batch() -> None:
     async def test(batcher: Batcher, model: Model, _: Timings) -> None:
         model.gate.clear()
-        first = batcher.submit(photo(0))
+        first = batcher.submit(photo(0), "a")
         await asyncio.sleep(0.05)
-        others = [batcher.submit(photo(number)) for number in range(1, 8)]
+        others = [batcher.submit(photo(number), "a") for number in range(1, 8)]
         model.gate.set()
         rows = await asyncio.gather(first, *others)
         assert [float(row[0]) for row in rows] == list(range(8))
@@ -78,16 +78,16 @@ def test_what_waits_while_a_batch_runs_is_the_next_batch() -> None:
 
 def test_photos_that_come_together_run_together() -> None:
     async def test(batcher: Batcher, *_: Any) -> None:
-        await asyncio.gather(*(batcher.submit(photo(number)) for number in range(3)))
+        await asyncio.gather(*(batcher.submit(photo(number), "a") for number in range(3)))
 
     assert run(test)[0].batches == [[0, 1, 2]]
 
 
 def test_an_idle_model_waits_for_others_for_as_long_as_it_may() -> None:
     async def test(batcher: Batcher, *_: Any) -> None:
-        first = batcher.submit(photo(0))
+        first = batcher.submit(photo(0), "a")
         await asyncio.sleep(0.02)
-        second = batcher.submit(photo(1))
+        second = batcher.submit(photo(1), "a")
         await asyncio.gather(first, second)
 
     assert run(test, delay_s=0.5)[0].batches == [[0, 1]]
@@ -95,7 +95,7 @@ def test_an_idle_model_waits_for_others_for_as_long_as_it_may() -> None:
 
 def test_a_full_batch_waits_for_nothing() -> None:
     async def test(batcher: Batcher, *_: Any) -> None:
-        await asyncio.gather(*(batcher.submit(photo(number)) for number in range(4)))
+        await asyncio.gather(*(batcher.submit(photo(number), "a") for number in range(4)))
 
     # the test itself would be cut off long before the delay is over
     assert run(test, delay_s=1000)[0].batches == [[0, 1, 2, 3]]
@@ -104,9 +104,9 @@ def test_a_full_batch_waits_for_nothing() -> None:
 def test_a_cancelled_photo_is_not_run() -> None:
     async def test(batcher: Batcher, model: Model, _: Timings) -> None:
         model.gate.clear()
-        first = batcher.submit(photo(0))
+        first = batcher.submit(photo(0), "a")
         await asyncio.sleep(0.05)
-        others = [batcher.submit(photo(number)) for number in range(1, 6)]
+        others = [batcher.submit(photo(number), "a") for number in range(1, 6)]
         others[1].cancel()
         # of the batch that is running: its row is thrown away, the rest goes on
         first.cancel()
@@ -128,7 +128,7 @@ def test_a_failing_run_fails_its_photos_and_no_others() -> None:
 
     async def test() -> None:
         batcher = Batcher(fails_once, 2, 0, Timings())
-        rows = await asyncio.gather(*(batcher.submit(photo(n)) for n in range(4)), return_exceptions=True)
+        rows = await asyncio.gather(*(batcher.submit(photo(n), "a") for n in range(4)), return_exceptions=True)
         assert [isinstance(row, Broken) for row in rows] == [True, True, False, False]
 
     asyncio.run(test())
@@ -147,7 +147,7 @@ def test_every_photo_gets_its_own_row_in_the_order_of_arrival(
     async def test(batcher: Batcher, *_: Any) -> None:
         rows = []
         for number, pause in enumerate(pauses):
-            rows.append(batcher.submit(photo(number)))
+            rows.append(batcher.submit(photo(number), "a"))
             if number in cancelled:
                 rows[-1].cancel()
             if pause:
@@ -166,6 +166,22 @@ def test_every_photo_gets_its_own_row_in_the_order_of_arrival(
     assert timings.runs == [len(batch) for batch in model.batches]
 
 
+def test_a_client_s_photo_is_in_the_next_batch_however_many_another_has_waiting() -> None:
+    async def test(batcher: Batcher, model: Model, _: Timings) -> None:
+        model.gate.clear()
+        running = batcher.submit(photo(0), "busy")
+        await asyncio.sleep(0.05)
+        busy = [batcher.submit(photo(number), "busy") for number in range(1, 9)]
+        left = [batcher.submit(photo(number), "left") for number in range(20, 23)]
+        few = [batcher.submit(photo(number), "few") for number in range(10, 12)]
+        for row in left:
+            row.cancel()
+        model.gate.set()
+        await asyncio.gather(running, *busy, *few)
+
+    assert run(test)[0].batches == [[0], [1, 10, 2, 11], [3, 4, 5, 6], [7, 8]]
+
+
 def test_two_batches_run_at_one_time_where_that_is_asked_for() -> None:
     together = threading.Barrier(2)
 
@@ -175,7 +191,7 @@ def test_two_batches_run_at_one_time_where_that_is_asked_for() -> None:
 
     async def test() -> None:
         batcher = Batcher(run_beside, 2, 0, Timings(), runs=2)
-        rows = await asyncio.gather(*(batcher.submit(photo(number)) for number in range(4)))
+        rows = await asyncio.gather(*(batcher.submit(photo(number), "a") for number in range(4)))
         assert [float(row[0]) for row in rows] == [0, 1, 2, 3]
 
     asyncio.run(asyncio.wait_for(test(), 20))
@@ -183,7 +199,7 @@ def test_two_batches_run_at_one_time_where_that_is_asked_for() -> None:
 
 def test_its_thread_ends_with_it() -> None:
     async def test(batcher: Batcher, *_: Any) -> None:
-        await batcher.submit(photo(0))
+        await batcher.submit(photo(0), "a")
         (thread,) = batcher._thread._threads
         threads.append(thread)
 

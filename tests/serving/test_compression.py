@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from finetune.serving.compression import ENCODINGS, Inflater, compress
+from finetune.serving.compression import ENCODINGS, STEP_BYTES, Inflater, compress
 from finetune.serving.refusal import Refusal
 
 DEFLATED: dict[str, Callable[[bytes], bytes]] = {"gzip": gzip.compress, "deflate": zlib.compress}
@@ -18,8 +18,13 @@ encodings = st.sampled_from(ENCODINGS)
 
 def inflate(body: bytes, encoding: str, max_bytes: int = 1_000_000, chunk: int = 1000) -> bytes:
     inflater = Inflater(encoding, max_bytes)
-    parts = [inflater.feed(body[at : at + chunk]) for at in range(0, len(body), chunk)]
+    parts = []
+    for at in range(0, len(body), chunk):
+        parts.append(inflater.feed(body[at : at + chunk]))
+        while not inflater.hungry:
+            parts.append(inflater.feed())
     inflater.finish()
+    assert all(len(part) <= STEP_BYTES for part in parts)
     return b"".join(parts)
 
 

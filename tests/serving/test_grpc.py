@@ -501,3 +501,79 @@ def test_a_port_in_use_ends_the_server_with_the_reason(tiny_models: Path, addres
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 2
     assert f"cannot listen on 127.0.0.1:{taken}; choose another grpc_port=" in done.stderr
+
+
+def refusals(server: Server, status: int) -> float:
+    metrics = httpx.get(f"{server.address}/metrics", headers=BEARER).text
+    found = re.findall(rf'(?m)^finetune_refusals_total\{{reason="{status}"\}} (\S+)$', metrics)
+    return float(found[0]) if found else 0.0
+
+
+def lines(server: Server, **having: object) -> list[dict[str, object]]:
+    """Return the log's lines of calls for an answer that have all this."""
+    told = [json.loads(line) for line in server.log.read_text().rpartition("\n")[0].splitlines()]
+    return [line for line in told if line["message"] == "gRPC ModelInfer" and having.items() <= line.items()]
+
+
+def test_silence_holds_no_place_that_another_client_needs(
+    tiny_models: Path, start_server: Start, tmp_path: Path, raw: bytes
+) -> None:
+    crowd, ended, port = ("one", "two"), threading.Event(), free_port()
+    hashes = {who: hashlib.sha256(who.encode()).hexdigest() for who in crowd}
+    rows = [f"{who} predict {hashed}\n" for who, hashed in hashes.items()]
+    (tmp_path / "keys").write_text(f"clerk predict {hashlib.sha256(KEY.encode()).hexdigest()}\n{''.join(rows)}")
+    limits = ["limits.body_mb=1", f"limits.held_mb={CALLS}", "limits.body_s=60"]
+    server = start_server(tiny_models, f"grpc_port={port}", f"keys={tmp_path / 'keys'}", *limits)
+
+    def nothing() -> Iterator[bytes]:
+        ended.wait(60)
+        yield from ()
+
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        ask = channel.stream_unary(INFER)
+        # the first gets three quarters of all places, the second the rest
+        keys = [("authorization", f"Bearer {who}") for who in crowd for _ in range(CALLS)]
+        silent = [ask.future(nothing(), metadata=[key]) for key in keys]
+        until(lambda: refusals(server, 429) >= CALLS)
+        with triton.InferenceServerClient(f"127.0.0.1:{port}") as client:
+            for _ in range(CALLS):
+                assert client.infer("tiny", [files(raw)], headers=BEARER).as_numpy("probabilities").shape == (1, 3)
+        for call in silent:
+            call.cancel()
+        ended.set()
+
+
+def test_calls_that_are_over_before_their_message_came_are_told_as_what_they_are(
+    tiny_models: Path, start_server: Start
+) -> None:
+    port, ended = free_port(), threading.Event()
+    server = start_server(tiny_models, f"grpc_port={port}", "grace_s=1", "limits.body_mb=1")
+
+    def nothing() -> Iterator[bytes]:
+        ended.wait(60)
+        yield from ()
+
+    own = [("grpc.use_local_subchannel_pool", 1)]
+    with grpc.insecure_channel(f"127.0.0.1:{port}", options=own) as channel:
+        ask = channel.stream_unary(INFER)
+        ready = channel.unary_unary("/inference.GRPCInferenceService/ServerReady")
+        with pytest.raises(grpc.RpcError):
+            ask(iter([]))
+        gone = ask.future(nothing())
+        assert ready(b"") == b"\x08\x01", "what came before has begun"
+        gone.cancel()
+        until(lambda: len(lines(server, client="127.0.0.1", status=499)) == 1)
+        with pytest.raises(grpc.RpcError) as error:
+            ask(iter([bytes(2_000_000)]))
+        assert error.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+        # gRPC, which refuses it, does not say why it ends the call
+        until(lambda: len(lines(server, client="127.0.0.1", status=499)) == 2)
+        assert (refusals(server, 400), len(lines(server, status=400))) == (1, 1), "the one without a message"
+        stuck = ask.future(nothing())
+        assert ready(b"") == b"\x08\x01"
+        server.process.terminate()
+        assert server.process.wait(20) == 0
+        ended.set()
+        assert stuck.exception(10) is not None
+    assert len(lines(server, client="127.0.0.1", status=503)) == 1
+    assert "Traceback" not in server.log.read_text()

@@ -4,6 +4,7 @@ import asyncio
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from finetune.bundle import open_bundle
 from finetune.cores import at_work
 from finetune.errors import ImageError
+from finetune.serving.admission import client
 from finetune.serving.batcher import Batcher
 from finetune.serving.lanes import Apart, Lane, Together
 from finetune.serving.predictor import Predictor, open_predictor
@@ -146,6 +148,57 @@ def test_a_photo_that_nobody_waits_for_any_more_is_not_run(
         monkeypatch.setattr(Predictor, "run", lambda *_: pytest.fail("run"))
         go_on.set()
         # after it, on the only thread
-        await cores.run("others", int)
+        await cores.run(("others",), int)
 
     asyncio.run(test())
+
+
+@pytest.mark.parametrize("decoded", [True, False])
+@pytest.mark.parametrize("batched", [True, False])
+def test_clients_take_turns_whatever_models_they_ask(
+    batched: bool, decoded: bool, predictor: Predictor, red_photo: bytes
+) -> None:
+    order: list[str] = []
+    entered, go_on = threading.Event(), threading.Event()
+    pixels = predictor.load(red_photo)
+    told = Told()
+
+    class Held:
+        """Runs nothing more while the first photo does not go on."""
+
+        def run(self, images: np.ndarray) -> np.ndarray:
+            entered.set()
+            assert go_on.wait(10)
+            return np.zeros((len(images), 3), np.float32)
+
+    def lane(name: str, cores: Turns) -> Lane:
+        held: Any = Held()
+        if batched:
+            return Together(name, Batcher(held.run, 1, 0.0, told), predictor.load, cores, told)
+        return Apart(name, held, predictor.load, cores, told)
+
+    async def ask(who: str, lane: Lane) -> None:
+        client.set(who)
+        await (lane.run(pixels) if decoded else lane.classify(red_photo))
+        order.append(who)
+
+    async def test() -> None:
+        cores = Turns(1)
+        # where photos are batched, each model has a line of its own
+        lanes = [lane("x", cores)] * 2 if batched else [lane("x", cores), lane("y", cores)]
+        asked = [asyncio.ensure_future(ask("busy", lanes[0]))]
+        await asyncio.to_thread(entered.wait, 10)
+        # the second stands at the thread already
+        asked += [asyncio.ensure_future(ask("busy", lanes[n % 2])) for n in range(9)]
+        await asyncio.sleep(0)
+        asked += [asyncio.ensure_future(ask("other", lanes[0])) for _ in range(2)]
+        await asyncio.sleep(0)
+        while batched and not decoded and len(told.decodes) < len(asked):
+            await asyncio.sleep(0.01)
+        go_on.set()
+        await asyncio.gather(*asked)
+
+    asyncio.run(test())
+    first, second = [place for place, who in enumerate(order) if who == "other"]
+    assert first <= 3, "behind what runs, what stands at the thread, and one more"
+    assert second <= 5

@@ -21,11 +21,11 @@ def test_who_waits_gets_every_other_turn_of_two() -> None:
     async def test(turns: Turns) -> None:
         order: list[str] = []
         gate = threading.Event()
-        first = asyncio.ensure_future(turns.run("first", gate.wait, 10))
+        first = asyncio.ensure_future(turns.run(("first",), gate.wait, 10))
         await asyncio.sleep(0)
-        many = [asyncio.ensure_future(turns.run("many", order.append, f"many {n}")) for n in range(4)]
+        many = [asyncio.ensure_future(turns.run(("many",), order.append, f"many {n}")) for n in range(4)]
         await asyncio.sleep(0)
-        few = [asyncio.ensure_future(turns.run("few", order.append, f"few {n}")) for n in range(2)]
+        few = [asyncio.ensure_future(turns.run(("few",), order.append, f"few {n}")) for n in range(2)]
         await asyncio.sleep(0)
         gate.set()
         await asyncio.gather(first, *many, *few)
@@ -39,8 +39,8 @@ def test_what_is_cancelled_is_never_begun_and_holds_up_nobody() -> None:
     async def test(turns: Turns) -> None:
         begun: list[int] = []
         gate = threading.Event()
-        blocking = asyncio.ensure_future(turns.run("a", gate.wait, 10))
-        others = [asyncio.ensure_future(turns.run("a", begun.append, n)) for n in range(4)]
+        blocking = asyncio.ensure_future(turns.run(("a",), gate.wait, 10))
+        others = [asyncio.ensure_future(turns.run(("a",), begun.append, n)) for n in range(4)]
         await asyncio.sleep(0.01)
         others[0].cancel()
         others[2].cancel()
@@ -49,7 +49,7 @@ def test_what_is_cancelled_is_never_begun_and_holds_up_nobody() -> None:
         gate.set()
         await asyncio.gather(blocking, *others, return_exceptions=True)
         assert begun == [1, 3]
-        await turns.run("a", begun.append, 9)
+        await turns.run(("a",), begun.append, 9)
         assert begun == [1, 3, 9]
 
     run(test)
@@ -58,10 +58,10 @@ def test_what_is_cancelled_is_never_begun_and_holds_up_nobody() -> None:
 def test_who_leaves_keeps_its_thread_until_the_work_is_through() -> None:
     async def test(turns: Turns) -> None:
         gate = threading.Event()
-        left = asyncio.ensure_future(turns.run("a", gate.wait, 10))
+        left = asyncio.ensure_future(turns.run(("a",), gate.wait, 10))
         await asyncio.sleep(0.01)
         left.cancel()
-        next_one = asyncio.ensure_future(turns.run("a", lambda: 7))
+        next_one = asyncio.ensure_future(turns.run(("a",), lambda: 7))
         await asyncio.sleep(0.02)
         assert not next_one.done()
         gate.set()
@@ -73,7 +73,7 @@ def test_who_leaves_keeps_its_thread_until_the_work_is_through() -> None:
 def test_as_many_run_together_as_there_are_threads() -> None:
     async def test(turns: Turns) -> None:
         together = threading.Barrier(3)
-        await asyncio.gather(*(turns.run(n, together.wait, 5) for n in range(3)))
+        await asyncio.gather(*(turns.run((n,), together.wait, 5) for n in range(3)))
 
     run(test, threads=3)
 
@@ -83,7 +83,9 @@ def test_a_failing_function_gives_its_turn_on() -> None:
         def fail() -> None:
             raise ZeroDivisionError
 
-        failed, fine = await asyncio.gather(turns.run("a", fail), turns.run("a", lambda: 1), return_exceptions=True)
+        failed, fine = await asyncio.gather(
+            turns.run(("a",), fail), turns.run(("a",), lambda: 1), return_exceptions=True
+        )
         assert isinstance(failed, ZeroDivisionError)
         assert fine == 1
 
@@ -94,10 +96,10 @@ def test_those_who_leave_take_no_turns_from_their_model() -> None:
     async def test(turns: Turns) -> None:
         order: list[str] = []
         gate = threading.Event()
-        first = [asyncio.ensure_future(turns.run("first", gate.wait, 10)) for _ in range(2)]
+        first = [asyncio.ensure_future(turns.run(("first",), gate.wait, 10)) for _ in range(2)]
         await asyncio.sleep(0)
         a, b = (
-            [asyncio.ensure_future(turns.run(who, order.append, f"{who}{n}")) for n in range(count)]
+            [asyncio.ensure_future(turns.run((who,), order.append, f"{who}{n}")) for n in range(count)]
             for who, count in (("a", 8), ("b", 3))
         )
         await asyncio.sleep(0)
@@ -120,7 +122,7 @@ def test_work_that_outlives_the_loop_ends_in_silence(capfd: pytest.CaptureFixtur
         through.set()
 
     async def test(turns: Turns) -> None:
-        left = asyncio.ensure_future(turns.run("a", work))
+        left = asyncio.ensure_future(turns.run(("a",), work))
         await asyncio.sleep(0.01)
         left.cancel()
 
