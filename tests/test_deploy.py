@@ -22,8 +22,8 @@ from omegaconf import OmegaConf
 from finetune.config import ServeConfig
 from finetune.schema import parse
 from tests.conftest import ROOT
+from tests.ports import free_port
 from tests.serving.conftest import assembled
-from tests.test_docs import free_port
 
 DEPLOY = ROOT / "docs/deploy"
 DOCKERFILE = (ROOT / "Dockerfile").read_text()

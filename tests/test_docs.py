@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import shlex
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ import safetensors.torch
 import timm
 
 from tests.conftest import CLASSES, ROOT, paint_folder, train_config
+from tests.ports import free_port
 
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 # These need a container engine or a cluster, or are the suite itself; scripts/container-check and CI run what they do,
@@ -27,12 +27,6 @@ ELSEWHERE = ("docker ", "kubectl ", "scripts/")
 def commands(document: Path) -> list[str]:
     blocks = re.findall(r"```bash\n(.*?)```", document.read_text(encoding="utf-8"), re.DOTALL)
     return [line for block in blocks for line in block.splitlines() if line.strip()]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 # In these every command needs the photos only, in the others what those before them made.

@@ -49,7 +49,7 @@ class LimitsConfig(Section):
     )
     idle_s: Seconds = Field(description="time that a connection is kept open without a request")
     connections: Count = Field(
-        description="open connections at most; one more takes the place of the longest idle one, or gets 503"
+        description="open connections at most; one more takes a place from the address that has most, or gets 503"
     )
     held_mb: Annotated[float, Field(gt=0, le=1_000_000)] = Field(
         description="MB of all requests' bodies at one time; above it 503"

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-from operator import itemgetter
 from typing import Any
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from finetune.serving.envelope import HEADERS
+from finetune.serving.places import Guest, Places, Standing
 from finetune.serving.unread import Unread
 
 # Of a request line and its headers together, or of what follows a body; browsers and clients send a few kilobytes.
@@ -19,22 +19,21 @@ MAX_HEADER_BYTES = 64 * 1024
 MAX_PIPELINED = 100
 # When the server ends, a client may just be sending what it sends over an open connection.
 LAST_REQUEST_S = 1.0
-# A connection that has asked for nothing for less may just be sending.
-IDLE_S = 1.0
+# When the server ends: for a client to close a connection over TLS, too.
+GOODBYE_S = 0.5
 UNREADABLE = "this is no HTTP request that can be read"
 
 
-def connection_type(header_s: float, body_s: float, connections: int, unread: Unread) -> type[HttpToolsProtocol]:
+def connection_type(header_s: float, body_s: float, places: Places, unread: Unread) -> type[HttpToolsProtocol]:
     """Return uvicorn's HTTP/1.1 connection with limits.
 
     header_s: seconds in which a request's headers must be there, once its first byte is, or the connection is made; and
     that a client gets to end a body which nobody waits for any more.
     body_s: that a client gets to take what is written at one time.
-    connections: open ones at most; for one more the one is closed that has asked for nothing the longest, and where all
-    do, it gets 503. unread: is told of what is refused here.
+    places: each has one there, which it leaves. unread: is told of what is refused here.
     """
 
-    class Connection(HttpToolsProtocol):
+    class Connection(HttpToolsProtocol, Guest):
         def __init__(self, *arguments: Any, **keywords: Any) -> None:
             super().__init__(*arguments, **keywords)
             self._clock: asyncio.TimerHandle | None = None
@@ -43,24 +42,21 @@ def connection_type(header_s: float, body_s: float, connections: int, unread: Un
             self._pending_bytes = 0
             self._in_body = self._has_body = self._deaf = False
             self._running: RequestResponseCycle | None = None
-            # when it began to ask for nothing, None while it does
-            self._idle_since: float | None = None
+            # asks for nothing, or else has begun to; since when
+            self._is_idle, self._since = True, self.loop.time()
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
             # writing pauses as soon as anything has to wait: a small rest would keep a connection open for ever, too;
             # with 0, uvloop's TLS would wait where there is nothing
             transport.set_write_buffer_limits(1)
-            self._idle_since = self.loop.time()
-            if len(self.connections) > connections and not self._make_room():
-                self._refuse(503, f"this server keeps at most {connections} connections open")
-            else:
-                self._start_clock()
+            self._start_clock()
 
         def data_received(self, data: bytes) -> None:
             if self._deaf:
                 return
-            self._idle_since = None
+            if self._is_idle:
+                self._is_idle, self._since = False, self.loop.time()
             self._unset_keepalive_if_required()
             self._pending_bytes += len(data)
             try:
@@ -81,6 +77,7 @@ def connection_type(header_s: float, body_s: float, connections: int, unread: Un
             if len(self.pipeline) >= MAX_PIPELINED:
                 raise ValueError("too many requests in a row")
             super().on_message_begin()
+            self._since = self.loop.time()
             if self._clock is None:
                 self._start_clock()
 
@@ -107,12 +104,12 @@ def connection_type(header_s: float, body_s: float, connections: int, unread: Un
                 self.timeout_keep_alive_task = self.loop.call_later(
                     self.timeout_keep_alive, self.timeout_keep_alive_handler
                 )
-                self._idle_since = self.loop.time()
+                self._is_idle, self._since = True, self.loop.time()
 
         def on_response_complete(self) -> None:
             super().on_response_complete()
             if not self._is_asked and not self._in_body and self._clock is None:
-                self._idle_since = self.loop.time()
+                self._is_idle, self._since = True, self.loop.time()
             if self._in_body and not self._has_body and self.expect_100_continue:
                 # nobody knows whether the body or another request comes next
                 self.transport.close()
@@ -126,6 +123,7 @@ def connection_type(header_s: float, body_s: float, connections: int, unread: Un
             super().resume_writing()
 
         def connection_lost(self, exc: Exception | None) -> None:
+            places.leave(self)
             self._stop_clock()
             self._stop_writing_clock()
             if self._running is not None:
@@ -138,7 +136,23 @@ def connection_type(header_s: float, body_s: float, connections: int, unread: Un
             if self._is_asked:
                 self.cycle.keep_alive = False
             else:
-                self.loop.call_later(LAST_REQUEST_S, self._close_if_idle)
+                self.loop.call_later(LAST_REQUEST_S, self._end_if_idle)
+
+        def standing(self) -> tuple[Standing, float]:
+            # there is none before TLS's handshake is done
+            is_unread = self.transport is not None and self.transport.get_write_buffer_size() > 0
+            if self.transport is None or self._is_idle or self.transport.is_closing():
+                return Standing.UNREAD if is_unread else Standing.IDLE, self._since
+            if self._in_body or not self._is_asked:
+                return Standing.HALF_SENT, self._since
+            return Standing.UNREAD if is_unread else Standing.ASKING, self._since
+
+        def cut_off(self) -> None:
+            if self.transport is None:
+                self.coming.cancel()
+            else:
+                # closing would wait for the client, to read what is left or to close over TLS, too
+                self.transport.abort()
 
         def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
             self._running = cycle
@@ -176,6 +190,9 @@ def connection_type(header_s: float, body_s: float, connections: int, unread: Un
             if self.flow.read_paused:
                 # it is us who do not read
                 self._start_clock()
+            elif self._is_idle:
+                # browsers and balancers connect beforehand, and may then have nothing to ask
+                self.transport.close()
             else:
                 self._refuse(408, f"the headers did not come within {header_s:g} s")
 
@@ -189,31 +206,25 @@ def connection_type(header_s: float, body_s: float, connections: int, unread: Un
                 self.cycle.keep_alive, self._deaf = False, True
                 return
             if not self._in_body:
-                body = json.dumps({"error": message}).encode()
-                lines = {
-                    **HEADERS,
-                    "Content-Type": "application/json",
-                    "Content-Length": len(body),
-                    "Connection": "close",
-                }
-                head = "".join(f"{name}: {value}\r\n" for name, value in lines.items())
-                self.transport.write(f"HTTP/1.1 {status} \r\n{head}\r\n".encode() + body)
+                self.transport.write(refusal(status, message))
             self.transport.close()
 
-        def _make_room(self) -> bool:
-            """Close the longest idle of all connections, as HTTP lets a server do, so that probes get through."""
-            others: set[Connection] = self.connections  # type: ignore[assignment]
-            still_open = [one for one in others if not one.transport.is_closing()]
-            if len(still_open) <= connections:
-                return True
-            since = self.loop.time() - IDLE_S
-            idle = [(one._idle_since, one) for one in still_open if one._idle_since and one._idle_since < since]
-            if idle:
-                min(idle, key=itemgetter(0))[1].transport.close()
-            return bool(idle)
-
-        def _close_if_idle(self) -> None:
+        def _end_if_idle(self) -> None:
             if not self._is_asked:
                 self.transport.close()
+                self.loop.call_later(GOODBYE_S, self._end_if_sent)
+
+        def _end_if_sent(self) -> None:
+            """Wait no longer for a client to close over TLS, too: one that asks for nothing may never look."""
+            if not self.transport.get_write_buffer_size():
+                self.transport.abort()
 
     return Connection
+
+
+def refusal(status: int, message: str) -> bytes:
+    """Return the answer to what never was a request, after which the connection is closed."""
+    body = json.dumps({"error": message}).encode()
+    lines = {**HEADERS, "Content-Type": "application/json", "Content-Length": len(body), "Connection": "close"}
+    head = "".join(f"{name}: {value}\r\n" for name, value in lines.items())
+    return f"HTTP/1.1 {status} \r\n{head}\r\n".encode() + body

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple, cast
 
 import uvicorn
 from fastapi import FastAPI
@@ -25,10 +25,12 @@ from finetune.parallel import usable_cores
 from finetune.serving import logs
 from finetune.serving.app import create_app
 from finetune.serving.connection import connection_type
+from finetune.serving.door import Door
 from finetune.serving.grpc_server import GrpcServer
 from finetune.serving.keys import read_keys
 from finetune.serving.live import LiveModel, open_live
 from finetune.serving.metrics import Metrics
+from finetune.serving.places import Guest, Places
 from finetune.serving.repository import Repository
 from finetune.serving.routes import Target
 from finetune.serving.turns import Turns
@@ -38,8 +40,6 @@ log = logging.getLogger(__name__)
 
 # Beside connections: models, the log, sockets that listen.
 OTHER_FILES = 100
-# When the server ends: for clients that have connected, and speak TLS.
-LAST_HANDSHAKES_S = 1
 
 
 def main(config: ServeConfig) -> str:
@@ -64,7 +64,7 @@ def _serve(config: ServeConfig) -> None:
 
     _warn_of_few_files(config.limits.connections)
     service = assemble(config, stop)
-    server = Server(_uvicorn_config(config, service), service, config)
+    server = Server(service, config)
     with _listen(config.host, config.port) as listener:
         host, port = listener.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
@@ -109,12 +109,15 @@ def assemble(config: ServeConfig, on_failure: Callable[[Exception], None]) -> Se
 class Server(uvicorn.Server):
     """Says first that it is not ready, for balancers to send nobody here any more, and only then takes no requests."""
 
-    def __init__(self, config: uvicorn.Config, service: Service, serving: ServeConfig) -> None:
+    def __init__(self, service: Service, serving: ServeConfig) -> None:
+        limits = serving.limits
+        places, unread = Places(limits.connections), Unread(service.metrics)
+        config = _uvicorn_config(serving, service, places, unread)
         super().__init__(config)
         self._repository, self._beside, self._drain_s = service.repository, service.beside, serving.drain_s
-        # a client that has connected and says nothing is no connection to uvicorn before
-        within = {"ssl_handshake_timeout": serving.limits.header_s}
-        self._tls: dict[str, Any] = {"ssl": config.ssl, **within} if config.ssl else {}
+        # a client that closes, too, has read what was left for it before
+        within = {"ssl_handshake_timeout": limits.header_s, "ssl_shutdown_timeout": limits.body_s}
+        self._door = Door(self._connection, places, unread, config.ssl, **within)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self._captured_signals:
@@ -131,42 +134,34 @@ class Server(uvicorn.Server):
         await super().serve(sockets)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """As uvicorn's own, which does not say how long a client may take for TLS's handshake."""
+        """As uvicorn's own, to which a client is no connection before TLS's handshake is done."""
         await self.lifespan.startup()
-        backlog = self.config.backlog
-        self.servers = [
-            await self._loop.create_server(self._connection, sock=listener, backlog=backlog, **self._tls)
-            for listener in sockets or []
-        ]
+        self.servers = []
+        for listener in sockets or []:
+            self._door.open(listener, self.config.backlog)
         self.started = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         if self._beside is not None:
             # the application waits for it at its own end; both end in one time of grace
             self._ending = asyncio.create_task(self._beside.stop())
-        # closing a port resets the connections that wait to be accepted, whose clients may have asked already
-        waiting = [client for listener in sockets or [] for client in _last_clients(listener)]
-        for server in self.servers:
-            server.close()
-        connecting = [self._loop.connect_accepted_socket(self._connection, client, **self._tls) for client in waiting]
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(asyncio.gather(*connecting, return_exceptions=True), LAST_HANDSHAKES_S)
+        await self._door.close()
         await super().shutdown(sockets)
 
-    def _connection(self) -> asyncio.Protocol:
-        kind = self.config.http_protocol_class
-        return kind(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)  # type: ignore[call-arg]
+    def _connection(self) -> Guest:
+        kind = cast(Callable[..., Guest], self.config.http_protocol_class)
+        return kind(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
 
     def _end_after_draining(self) -> None:
         self._loop.call_later(self._drain_s, setattr, self, "should_exit", True)
 
 
-def _uvicorn_config(config: ServeConfig, service: Service) -> uvicorn.Config:
+def _uvicorn_config(config: ServeConfig, service: Service, places: Places, unread: Unread) -> uvicorn.Config:
     limits = config.limits
     try:
         loaded = uvicorn.Config(
             service.app,
-            http=connection_type(limits.header_s, limits.body_s, limits.connections, Unread(service.metrics)),
+            http=connection_type(limits.header_s, limits.body_s, places, unread),
             ws="none",
             log_config=None,
             access_log=False,
@@ -187,7 +182,7 @@ def _uvicorn_config(config: ServeConfig, service: Service) -> uvicorn.Config:
 
 
 def _warn_of_few_files(connections: int) -> None:
-    """Tell of a limit of the system's that is reached first: past it a connection is reset, without an answer."""
+    """Tell of a limit of the system's that is reached first: past it clients wait to be let in."""
     # not known on Windows, where there is no such limit
     if sys.platform == "win32":
         return
@@ -197,7 +192,7 @@ def _warn_of_few_files(connections: int) -> None:
     needed = connections + OTHER_FILES
     if allowed != resource.RLIM_INFINITY and allowed < needed:
         log.warning(
-            "%d open files are allowed, too few for limits.connections=%d, and connections past them are reset: set "
+            "%d open files are allowed, too few for limits.connections=%d, and clients past them have to wait: set "
             "ulimit -n %d or more, or limits.connections=%d or less",
             *(allowed, connections, needed, max(1, allowed - OTHER_FILES)),
         )
@@ -207,17 +202,6 @@ def _form(asked: Literal["auto", "text", "json"]) -> Literal["text", "json"]:
     if asked == "auto":
         return "text" if sys.stderr.isatty() else "json"
     return asked
-
-
-def _last_clients(listener: socket.socket) -> list[socket.socket]:
-    """Accept all who have connected, and let nobody else."""
-    clients = []
-    with contextlib.suppress(OSError):
-        while True:
-            clients.append(listener.accept()[0])
-    with contextlib.suppress(OSError):
-        listener.shutdown(socket.SHUT_RDWR)
-    return clients
 
 
 def _listen(host: str, port: int) -> socket.socket:

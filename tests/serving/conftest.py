@@ -44,6 +44,14 @@ class Server:
         """The most that it has had."""
         return self._status_mb("VmHWM")
 
+    @property
+    def connections(self) -> int:
+        """Those that the process has open, answered or not."""
+        rows = [row.split() for row in Path(f"/proc/{self.process.pid}/net/tcp").read_text().splitlines()[1:]]
+        here = f"{self.place[1]:04X}"
+        # 0A listens; what no process has open any more, or not yet, has no inode
+        return sum(row[1].endswith(f":{here}") and row[3] != "0A" and row[9] != "0" for row in rows)
+
     def _status_mb(self, key: str) -> float:
         status = Path(f"/proc/{self.process.pid}/status").read_text()
         return int(re.findall(rf"{key}:\s+(\d+) kB", status)[0]) / 1000

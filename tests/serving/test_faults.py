@@ -777,6 +777,6 @@ def test_too_few_open_files_for_the_connections_are_told(tiny_models: Path, star
         few, enough = start_server(tiny_models), start_server(tiny_models, "limits.connections=500")
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    told = "600 open files are allowed, too few for limits.connections=1000, and connections past them are reset: set "
+    told = "600 open files are allowed, too few for limits.connections=1000, and clients past them have to wait: set "
     assert f"{told}ulimit -n 1100 or more, or limits.connections=500 or less" in few.log.read_text()
     assert "open files" not in enough.log.read_text()

@@ -22,9 +22,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tritonclient.grpc import service_pb2
 
+from tests.ports import free_port
 from tests.serving.conftest import Server, until
 from tests.serving.test_fuzz import ADMIN, ANSWER_WITHIN_S, BATCH, REQUESTS, Fuzzed, fuzzing, start_fuzzed
-from tests.serving.test_grpc import INFER, free_port
+from tests.serving.test_grpc import INFER
 
 Value = TypeVar("Value")
 Metadata = Sequence[tuple[str, str | bytes]]

@@ -35,6 +35,7 @@ from finetune.serving.grpc_server import GrpcServer
 from finetune.serving.keys import Keys
 from finetune.serving.metrics import Metrics
 from finetune.serving.predictor import open_predictor
+from tests.ports import free_port
 from tests.serving.conftest import Server, Start, assembled, make_certificate, serve_config, start, until
 
 KEY, CHIEF = "a-clerk-who-asks", "a-chief-who-rules"
@@ -77,12 +78,6 @@ def raw(tiny_models: Path) -> bytes:
 
 
 BEARER = {"authorization": f"Bearer {KEY}"}
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
 
 
 def files(*photos: bytes) -> triton.InferInput:
