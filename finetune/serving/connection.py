@@ -10,7 +10,7 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from finetune.serving.envelope import HEADERS
-from finetune.serving.places import Guest, Places, Standing
+from finetune.serving.open_connections import Guest, OpenConnections, Standing
 from finetune.serving.unread import Unread
 
 # Of a request line and its headers together, or of what follows a body; browsers and clients send a few kilobytes.
@@ -24,7 +24,7 @@ GOODBYE_S = 0.5
 UNREADABLE = "this is no HTTP request that can be read"
 
 
-def connection_type(header_s: float, body_s: float, places: Places, unread: Unread) -> type[HttpToolsProtocol]:
+def connection_type(header_s: float, body_s: float, places: OpenConnections, unread: Unread) -> type[HttpToolsProtocol]:
     """Return uvicorn's HTTP/1.1 connection with limits.
 
     header_s: seconds in which a request's headers must be there, once its first byte is, or the connection is made; and

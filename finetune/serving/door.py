@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from finetune.serving.connection import refusal
-from finetune.serving.places import Guest, Places
+from finetune.serving.open_connections import Guest, OpenConnections
 from finetune.serving.unread import Unread
 
 log = logging.getLogger(__name__)
@@ -27,7 +27,12 @@ class Door:
     """Lets clients in at ports that it does not open itself; used from one event loop."""
 
     def __init__(
-        self, guest: Callable[[], Guest], places: Places, unread: Unread, tls: ssl.SSLContext | None, **timeouts: float
+        self,
+        guest: Callable[[], Guest],
+        places: OpenConnections,
+        unread: Unread,
+        tls: ssl.SSLContext | None,
+        **timeouts: float,
     ) -> None:
         """guest: makes a connection's protocol; timeouts: as asyncio names those of TLS."""
         self._guest, self._places, self._unread = guest, places, unread
@@ -69,7 +74,12 @@ class Door:
                     await asyncio.sleep(TRY_AGAIN_S)
                 await asyncio.sleep(0)
             else:
-                await self._let_in(client, address)
+                try:
+                    await self._let_in(client, address)
+                except Exception:
+                    # whatever is wrong with one, others want to come in
+                    log.exception("a client could not be let in")
+                    client.close()
 
     async def _let_in(self, client: socket.socket, address: tuple[Any, ...]) -> None:
         client.setblocking(False)

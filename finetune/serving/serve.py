@@ -30,7 +30,7 @@ from finetune.serving.grpc_server import GrpcServer
 from finetune.serving.keys import read_keys
 from finetune.serving.live import LiveModel, open_live
 from finetune.serving.metrics import Metrics
-from finetune.serving.places import Guest, Places
+from finetune.serving.open_connections import Guest, OpenConnections
 from finetune.serving.repository import Repository
 from finetune.serving.routes import Target
 from finetune.serving.turns import Turns
@@ -111,7 +111,7 @@ class Server(uvicorn.Server):
 
     def __init__(self, service: Service, serving: ServeConfig) -> None:
         limits = serving.limits
-        places, unread = Places(limits.connections), Unread(service.metrics)
+        places, unread = OpenConnections(limits.connections), Unread(service.metrics)
         config = _uvicorn_config(serving, service, places, unread)
         super().__init__(config)
         self._repository, self._beside, self._drain_s = service.repository, service.beside, serving.drain_s
@@ -156,7 +156,7 @@ class Server(uvicorn.Server):
         self._loop.call_later(self._drain_s, setattr, self, "should_exit", True)
 
 
-def _uvicorn_config(config: ServeConfig, service: Service, places: Places, unread: Unread) -> uvicorn.Config:
+def _uvicorn_config(config: ServeConfig, service: Service, places: OpenConnections, unread: Unread) -> uvicorn.Config:
     limits = config.limits
     try:
         loaded = uvicorn.Config(

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from finetune.serving.places import SETTLED_S
+from finetune.serving.open_connections import SETTLED_S
 from tests.serving.conftest import Server, Start, make_certificate, until
 from tests.serving.test_connections import ALIVE, ENDED, post, read, statuses
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 from abc import ABC, abstractmethod
 from collections import Counter
 from enum import IntEnum
 from operator import itemgetter
+
+from finetune.serving.clients import name_client
 
 # What has been as it is for less may just be sending.
 SETTLED_S = 1.0
@@ -37,30 +38,30 @@ class Guest(asyncio.Protocol, ABC):
         """End it at once, whatever is still to be sent or said."""
 
 
-class Places:
+class OpenConnections:
     """So many connections, and no address keeps the others out: room comes from the one that holds the most."""
 
     def __init__(self, most: int) -> None:
         self.most = most
-        self._networks: dict[Guest, str] = {}
+        self._clients: dict[Guest, str] = {}
 
     def take(self, guest: Guest, address: str, now: float) -> bool:
         """Give one that has just connected a place, for which another may have to go; False where none does."""
-        network = network_of(address)
-        if len(self._networks) >= self.most and not self._make_room(network, now):
+        client = name_client(None, address)
+        if len(self._clients) >= self.most and not self._make_room(client, now):
             return False
-        self._networks[guest] = network
+        self._clients[guest] = client
         return True
 
     def leave(self, guest: Guest) -> None:
-        self._networks.pop(guest, None)
+        self._clients.pop(guest, None)
 
-    def _make_room(self, network: str, now: float) -> bool:
-        held = Counter([network, *self._networks.values()])
+    def _make_room(self, client: str, now: float) -> bool:
+        held = Counter([client, *self._clients.values()])
         most = max(held.values())
-        guests = [guest for guest, its in self._networks.items() if held[its] == most]
+        guests = [guest for guest, its in self._clients.items() if held[its] == most]
         standings = [(guest.standing(), guest) for guest in guests]
-        if held[network] == most:
+        if held[client] == most:
             # nobody has a better right to it: what may just be sending stays, and so does what is being answered
             standings = [
                 ((standing, since), guest)
@@ -73,11 +74,3 @@ class Places:
         self.leave(guest)
         guest.cut_off()
         return True
-
-
-def network_of(address: str) -> str:
-    """Return what one client has for certain of an address: of IPv6 all that begin with the same 64 bits."""
-    if ":" not in address:
-        return address
-    ip = ipaddress.IPv6Address(address)
-    return str(ip.ipv4_mapped or ipaddress.IPv6Network((int(ip) >> 64 << 64, 64)))

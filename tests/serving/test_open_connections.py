@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from finetune.serving.places import SETTLED_S, Guest, Places, Standing, network_of
+from finetune.serving.open_connections import SETTLED_S, Guest, OpenConnections, Standing
 
 NOW = 1000.0
 LONG = NOW - 10 * SETTLED_S
@@ -24,9 +24,9 @@ class Told(Guest):
         self.is_open = False
 
 
-def filled(**guests: list[Told]) -> Places:
+def filled(**guests: list[Told]) -> OpenConnections:
     """Return places that are all taken, by addresses a, b, c; ..."""
-    places = Places(sum(len(its) for its in guests.values()))
+    places = OpenConnections(sum(len(its) for its in guests.values()))
     for address, its in guests.items():
         for guest in its:
             assert places.take(guest, address, NOW)
@@ -85,18 +85,3 @@ def test_where_every_address_has_one_the_longest_idle_goes() -> None:
     places = filled(a=guests[:1], b=guests[1:2], c=guests[2:])
     assert places.take(Told(), "d", NOW)
     assert [one.is_open for one in guests] == [True, True, False]
-
-
-@pytest.mark.parametrize(
-    ("address", "network"),
-    [
-        ("10.0.0.7", "10.0.0.7"),
-        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
-        ("2001:db8:1:2::9", "2001:db8:1:2::/64"),
-        ("2001:db8:1:3::9", "2001:db8:1:3::/64"),
-        ("fe80::1%eth0", "fe80::/64"),
-        ("::ffff:10.0.0.7", "10.0.0.7"),
-    ],
-)
-def test_of_ipv6_a_client_has_all_of_a_64(address: str, network: str) -> None:
-    assert network_of(address) == network
