@@ -108,6 +108,14 @@ class Calls:
             self._none_runs.set()
 
 
+def end_untaken(context: Any, limit_s: float) -> None:
+    """End this task's call unless its answer is taken in time: one who reads nothing would hold the place for ever."""
+    task = asyncio.current_task()
+    assert task is not None
+    timer = asyncio.get_running_loop().call_later(limit_s, task.cancel)
+    context.add_done_callback(lambda _: timer.cancel())
+
+
 def address_of(peer: str) -> str:
     """Return the address of a peer as gRPC names it: ipv4:10.0.0.7:5000 or ipv6:%5B::1%5D:5000."""
     return unquote(peer).partition(":")[2].rpartition(":")[0].strip("[]")

@@ -22,7 +22,7 @@ from finetune.serving.asking import Facts
 from finetune.serving.bodies import Patience
 from finetune.serving.clients import name_client
 from finetune.serving.envelope import identify
-from finetune.serving.grpc_calls import Calls, address_of, close_port, hang_up
+from finetune.serving.grpc_calls import Calls, address_of, close_port, end_untaken, hang_up
 from finetune.serving.grpc_messages import in_time, parse, read_infer, receive
 from finetune.serving.inference import configuration, describe_model, describe_server, describe_versions, infer
 from finetune.serving.keys import Keys, Role
@@ -195,7 +195,9 @@ class GrpcServer:
             facts: Facts = {}
             began, status = time.perf_counter(), 200
             try:
-                return await answer(context, headers, peer, facts)
+                made = await answer(context, headers, peer, facts)
+                end_untaken(context, self._config.limits.body_s)
+                return made
             except Refusal as refusal:
                 status = refusal.status
                 await context.abort(getattr(self._grpc.StatusCode, CODES.get(status, "INTERNAL")), str(refusal))

@@ -335,22 +335,39 @@ def test_every_answer_carries_the_id_of_its_line_in_the_log(server: Server, addr
     assert "key=clerk" in line
 
 
-def call_by_hand(address: str, path: bytes, *metadata: tuple[bytes, bytes]) -> bytes:
-    """Call without a message, in HTTP/2 of our own; gRPC's clients send no path and no metadata that are no text."""
+def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
+    """Return a frame of HTTP/2."""
+    return struct.pack(">I", len(payload))[1:] + struct.pack(">BBI", kind, flags, stream) + payload
 
-    def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
-        return struct.pack(">I", len(payload))[1:] + struct.pack(">BBI", kind, flags, stream) + payload
 
-    pairs = [(b":method", b"POST"), (b":scheme", b"http"), (b":path", path), (b":authority", address.encode())]
+def headers_of(path: bytes, *metadata: tuple[bytes, bytes]) -> bytes:
+    pairs = [(b":method", b"POST"), (b":scheme", b"http"), (b":path", path), (b":authority", b"by hand")]
     pairs += [(b"content-type", b"application/grpc"), (b"te", b"trailers"), *metadata]
-    headers = b"".join(b"\0%c%b%c%b" % (len(name), name, len(value), value) for name, value in pairs)
+    return b"".join(b"\0%c%b%c%b" % (len(name), name, len(value), value) for name, value in pairs)
+
+
+@contextlib.contextmanager
+def by_hand(address: str, settings: bytes = b"") -> Iterator[socket.socket]:
+    """Connect in HTTP/2 of our own."""
     host, _, port = address.partition(":")
-    received = b""
     with socket.create_connection((host, int(port)), timeout=10) as client:
-        client.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(4, 0, 0) + frame(1, 4, 1, headers) + frame(0, 1, 1))
-        while b"grpc-status" not in received and (part := client.recv(65536)):
-            received += part
+        client.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(4, 0, 0, settings))
+        yield client
+
+
+def read_until(client: socket.socket, words: bytes) -> bytes:
+    """Return what a server sends up to some words, or its end."""
+    received = b""
+    while words not in received and (part := client.recv(65536)):
+        received += part
     return received
+
+
+def call_by_hand(address: str, path: bytes, *metadata: tuple[bytes, bytes]) -> bytes:
+    """Call without a message; gRPC's clients send no path and no metadata that are no text."""
+    with by_hand(address) as client:
+        client.sendall(frame(1, 4, 1, headers_of(path, *metadata)) + frame(0, 1, 1))
+        return read_until(client, b"grpc-status")
 
 
 def test_metadata_that_are_no_text_are_not_logged(server: Server, address: str) -> None:
@@ -536,6 +553,26 @@ def test_silence_holds_no_place_that_another_client_needs(
         for call in silent:
             call.cancel()
         ended.set()
+
+
+def test_answers_that_nobody_takes_hold_no_place_for_ever(client: triton.InferenceServerClient, address: str) -> None:
+    asked = service_pb2.ModelReadyRequest(name="tiny").SerializeToString()
+    bearer = (b"authorization", BEARER["authorization"].encode())
+    headers = headers_of(b"/inference.GRPCInferenceService/ModelReady", bearer)
+    message = b"\0" + struct.pack(">I", len(asked)) + asked
+
+    def answered() -> bool:
+        try:
+            return client.is_model_ready("tiny", headers=BEARER)
+        except InferenceServerException:
+            return False
+
+    # the window in which answers may be sent: none
+    with by_hand(address, struct.pack(">HI", 4, 0)) as greedy:
+        for stream in range(1, 2 * CALLS, 2):
+            greedy.sendall(frame(1, 4, stream, headers) + frame(0, 1, stream, message))
+        assert b"grpc-status\x018" in read_until(greedy, b"grpc-status\x018"), "all places of this client are taken"
+        until(answered)
 
 
 def test_calls_that_are_over_before_their_message_came_are_told_as_what_they_are(
