@@ -202,7 +202,7 @@ def bundle_folders(repository: Path) -> list[Path]:
         )
     if versions_of(repository):
         return [repository]
-    folders = sorted(path for path in repository.iterdir() if path.is_dir() and versions_of(path))
+    folders = sorted(path for path in repository.iterdir() if versions_of(path) and not is_hidden(path))
     if not folders:
         raise FinetuneError(
             f"models={repository} holds no bundle (NAME/1/bundle.json); make one: "
@@ -219,6 +219,11 @@ def _newest_version(model: Path) -> Path:
     if not numbers:
         raise FinetuneError(f"{model} is no bundle: it has no version folder with a bundle.json in it")
     return model / str(max(numbers))
+
+
+def is_hidden(folder: Path) -> bool:
+    """Whether a folder is still being copied into a repository, by its name; it is renamed when it is whole."""
+    return folder.name.startswith(".")
 
 
 def versions_of(model: Path) -> list[int]:

@@ -90,8 +90,9 @@ def run(argv: list[str]) -> int:
 
 
 def _say_as_asked(argv: list[str]) -> Callable[[str], None]:
-    """Return what says on stderr how a command ended: in JSON for logs=json, though its server may never begin."""
-    if argv[0] == "serve" and "logs=json" in argv:
+    """Return what says on stderr how a command ended: of a server in the form of its log, though it may never begin."""
+    asked = ["auto", *(word.partition("=")[2] for word in argv if word.lstrip("+").startswith("logs="))]
+    if argv[0] == "serve" and logs.form_of(asked[-1]) == "json":
         logs.set_up("json")
         return _say_in_json
     return lambda words: print(words, file=sys.stderr)

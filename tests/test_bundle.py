@@ -26,7 +26,7 @@ def test_a_changed_model_file_is_refused(models: Path, command: str, capsys: pyt
     content[len(content) // 2] ^= 1
     file.write_bytes(bytes(content))
     words = {
-        "serve": [f"models={models}", "port=0"],
+        "serve": [f"models={models}", "port=0", "logs=text"],
         "predict": [f"model={models / 'tiny'}", f"input={models}", f"output={models / 'out.csv'}"],
     }
     assert run([command, *words[command]]) == 2

@@ -99,11 +99,11 @@ def test_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
         ),
         (["train", "photos"], "finetune train: 'photos' is not of the form key=value"),
         (
-            ["serve", "models=x", "port=http"],
+            ["serve", "logs=text", "models=x", "port=http"],
             "finetune serve: port=http is wrong: input should be a valid integer, unable to parse string as an integer "
             "(port to listen on; 0 takes a free one)",
         ),
-        (["serve"], "finetune serve: models is missing: model repository, or the folder of one model"),
+        (["serve", "logs=text"], "finetune serve: models is missing: model repository, or the folder of one model"),
         (
             ["export", "run=x", "output=y", "name=../z"],
             "finetune export: name=../z is wrong: string should match pattern '^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$' "

@@ -205,6 +205,25 @@ def test_what_the_ray_deployment_takes_from_here_exists() -> None:
                 assert hasattr(module, name.name), f"{node.module}.{name.name}"
 
 
+def test_what_is_copied_to_a_cluster_is_served() -> None:
+    text = (ROOT / "docs/deploy.md").read_text(encoding="utf-8")
+    typed = re.findall(r"(?m)^kubectl (?:apply -f|cp|exec|delete pod) .*", text)
+    assert typed[: typed.index("kubectl apply -f docs/deploy/kubernetes.yaml")] == [
+        "kubectl apply -f docs/deploy/models.yaml",
+        "kubectl cp models/flowers finetune-models:/models/flowers",
+        "kubectl delete pod finetune-models",
+    ]
+    later = typed[typed.index("kubectl delete pod finetune-models") + 1 :]
+    later = later[later.index("kubectl apply -f docs/deploy/models.yaml") :]
+    pod, copied, shown, _ = later
+    assert pod == typed[0], "the pod that copied the first was deleted"
+    _, _, source, target = copied.split()
+    *_, hidden, visible = shown.split()
+    assert (target, visible) == (f"finetune-models:{hidden}", f"/{source}")
+    assert Path(hidden).parent == Path(visible).parent
+    assert Path(hidden).name.startswith(".")
+
+
 def test_rules_are_those_that_are_asked_for() -> None:
     (group,) = documents("rules.yaml")[0]["groups"]
     recorded = [rule["record"] for rule in group["rules"] if "record" in rule]
@@ -224,6 +243,7 @@ def test_alerts_fire_when_they_should(tmp_path: Path) -> None:
     subprocess.run([str(PROMTOOL), "check", "config", DEPLOY / "prometheus.yaml"], check=True)
     at = 'instance="a:8000", job="finetune"'
     model = f'{at}, model="flowers", version="1"'
+    full = f'{at}, namespace="full"'
     series = {
         # ends in order: a minute of draining, then gone
         f"up{{{at}}}": "1x10 0x10",
@@ -241,6 +261,11 @@ def test_alerts_fire_when_they_should(tmp_path: Path) -> None:
             f'finetune_requests_total{{{at}, route="/predict", code="{code}"}}': f"0+{a_minute}x20"
             for code, a_minute in (("200", 90), ("500", 2), ("503", 5), ("504", 3))
         },
+        f'finetune_refusals_total{{{at}, reason="503"}}': "0+5x20",
+        f'finetune_refusals_total{{{at}, reason="504"}}': "0+3x20",
+        # all that is asked for is answered, and of the connections one in five has no room
+        f'finetune_requests_total{{{full}, route="/predict", code="200"}}': "0+80x20",
+        f'finetune_refusals_total{{{full}, reason="503"}}': "0+20x20",
         # as many 503 at the health check as there are answers
         f'finetune_requests_total{{{at}, route="/readyz", code="503"}}': "0+100x20",
         f'finetune_model_load_failures_total{{{at}, model="flowers"}}': "0x5 1x40",
@@ -254,6 +279,7 @@ def test_alerts_fire_when_they_should(tmp_path: Path) -> None:
 
     not_ready = {"severity": "critical", "job": "finetune"}
     drifting = {"severity": "warning", "job": "finetune", "instance": "a:8000", "model": "flowers", "version": "1"}
+    overloaded = {"severity": "warning", "job": "finetune"}
     not_opened = {"severity": "warning", "job": "finetune", "instance": "a:8000"}
     test = {
         "interval": "1m",
@@ -267,7 +293,7 @@ def test_alerts_fire_when_they_should(tmp_path: Path) -> None:
             alert("FinetuneErrors", 3),
             alert("FinetuneErrors", 15, {"severity": "critical", "job": "finetune"}),
             alert("FinetuneOverloaded", 3),
-            alert("FinetuneOverloaded", 15, {"severity": "warning", "job": "finetune"}),
+            alert("FinetuneOverloaded", 15, overloaded, {**overloaded, "namespace": "full"}),
             alert("FinetuneVersionNotOpened", 4),
             alert("FinetuneVersionNotOpened", 10, {**not_opened, "model": "flowers"}, {**not_opened, "model": "new"}),
             alert("FinetuneVersionNotOpened", 35),

@@ -25,7 +25,7 @@ def test_tensorrt_is_refused_without_a_gpu_and_never_replaced(
 ) -> None:
     with pytest.raises(FinetuneError, match="device=tensorrt does not work here: "):
         open_session(model_of(tiny_models), "tensorrt")
-    assert run(["serve", f"models={tiny_models}", "port=0", "device=tensorrt"]) == 2
+    assert run(["serve", f"models={tiny_models}", "port=0", "device=tensorrt", "logs=text"]) == 2
     assert "device=tensorrt does not work here: " in capsys.readouterr().err
 
 

@@ -4,15 +4,23 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from finetune.config.devices import Device, EngineCache
 from finetune.schema import Place, Section
 
 DAY_S = 86_400
+# One look at a repository takes milliseconds, and a copy that pauses for less is taken for one that is through.
+SHORTEST_LOOK_S = 0.05
 Seconds = Annotated[float, Field(gt=0, le=DAY_S)]
 SecondsOrNone = Annotated[float, Field(ge=0, le=DAY_S)]
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
+
+
+def _not_all_the_time(seconds: float) -> float:
+    if 0 < seconds < SHORTEST_LOOK_S:
+        raise ValueError(f"give 0, or {SHORTEST_LOOK_S} and more")
+    return seconds
 
 
 class BatchConfig(Section):
@@ -86,7 +94,7 @@ class ServeConfig(Section):
     routes: Place | None = Field(
         description="YAML file of names and the versions, with shares, that answer to each; read again when changed"
     )
-    reload_s: SecondsOrNone = Field(
+    reload_s: Annotated[SecondsOrNone, AfterValidator(_not_all_the_time)] = Field(
         description="seconds between two looks at the repository for what is new; 0: only at the start and on demand"
     )
     batch: BatchConfig

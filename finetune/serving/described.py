@@ -165,7 +165,7 @@ class AllStatistics(_Described):
 
 
 class IndexEntry(_Described):
-    """version: empty for a model that was unloaded; reason: empty for one that answers."""
+    """version: empty for a model that was unloaded; reason: empty for one that answers and is what lies on the disk."""
 
     name: str
     version: str

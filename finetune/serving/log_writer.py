@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import logging
 import os
+import select
 import threading
-from queue import SimpleQueue
+import time
+from contextlib import suppress
+from queue import Empty, SimpleQueue
 
 # Some megabytes.
 MOST_LINES = 10_000
-# At the end, for what is still to be written.
-LAST_LINES_S = 1.0
+# At the end, for a reader that takes nothing meanwhile, and for one that takes something now and then.
+LAST_LINES_S, LONGEST_END_S = 1.0, 10.0
 
 
 class LogWriter(logging.Handler):
@@ -24,6 +27,7 @@ class LogWriter(logging.Handler):
         super().__init__()
         self.lost, self._told = 0, 0
         self._descriptor = descriptor
+        self._bytes, self._in_line = 0, False
         # of those that a signal's handler may use, whatever it interrupts
         self._lines: SimpleQueue[str | threading.Event] = SimpleQueue()
         threading.Thread(target=self._write_all, name="log", daemon=True).start()
@@ -35,30 +39,67 @@ class LogWriter(logging.Handler):
             self.lost += 1
 
     def flush(self) -> None:
-        """Wait until all is written that has come up so far, but not for long."""
+        """Wait until all is written that has come up so far, while somebody takes it; the rest is lost, and told of."""
+        latest, known = time.monotonic() + LONGEST_END_S, -1
+        written = self._mark()
+        while self._bytes > known and time.monotonic() < latest:
+            known = self._bytes
+            if written.wait(LAST_LINES_S):
+                return
+        self._give_up()
+        told = self._mark()
+        if self._bytes > known:
+            told.wait(LAST_LINES_S)
+
+    def _mark(self) -> threading.Event:
+        """Return what is set once all that stands in the line is written, and what was lost is told of."""
         written = threading.Event()
         self._lines.put(written)
-        written.wait(LAST_LINES_S)
+        return written
+
+    def _give_up(self) -> None:
+        with suppress(Empty):
+            while True:
+                if isinstance(self._lines.get_nowait(), str):
+                    self.lost += 1
 
     def _write_all(self) -> None:
         while True:
             line = self._lines.get()
             if isinstance(line, threading.Event):
+                self._tell()
                 line.set()
-            elif not self._write(line):
+            elif self._write(line):
+                self._tell()
+            else:
                 self.lost += 1
-            elif (lost := self.lost) > self._told and self._write(self._telling(lost - self._told)):
-                self._told = lost
+
+    def _tell(self) -> None:
+        if (lost := self.lost) > self._told and self._write(self._telling(lost - self._told)):
+            self._told = lost
 
     def _write(self, line: str) -> bool:
-        raw = f"{line}\n".encode(errors="backslashreplace")
+        # what was cut off before stays a line of its own
+        start = "\n" if self._in_line else ""
+        raw = f"{start}{line}\n".encode(errors="backslashreplace")
         try:
             while raw:
-                raw = raw[os.write(self._descriptor, raw) :]
+                count = self._write_some(raw)
+                self._bytes += count
+                self._in_line = not raw[:count].endswith(b"\n")
+                raw = raw[count:]
         except OSError:
             # its reader has gone, or the disk is full
             return False
         return True
+
+    def _write_some(self, raw: bytes) -> int:
+        while True:
+            try:
+                return os.write(self._descriptor, raw)
+            except BlockingIOError:
+                # whoever gave us the descriptor does not want to wait; this thread may
+                select.select([], [self._descriptor], [])
 
     def _telling(self, lost: int) -> str:
         said = "%d lines of this log could not be written"

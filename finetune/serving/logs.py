@@ -59,6 +59,11 @@ class TextFormatter(logging.Formatter):
         return "\n".join([line, *(f"    {_printable(below)}" for below in trace.split("\n") if trace)])
 
 
+def form_of(asked: str) -> Form:
+    """Return the form that `logs=` asks for; auto, and what is about to be refused: text on a terminal, else JSON."""
+    return "json" if asked == "json" or (asked != "text" and not sys.stderr.isatty()) else "text"
+
+
 def set_up(form: Form, descriptor: int = STDERR) -> None:
     """Send the program's log, uvicorn's and that of everything else through one formatter.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -54,9 +54,8 @@ class Repository(Catalogue):
         self._shelf = Shelf(config.models)
         self._opened: dict[Target, Signature] = {}
         self._failed: dict[Target, Failure] = {}
-        # the files of the last look, and how many looks before it found the same
-        self._seen: dict[Target, tuple[Signature, int]] = {}
-        self._quiet_looks = max(1, math.ceil(QUIET_S / config.reload_s)) if config.reload_s else 1
+        # the files of the last look, and when they were first seen so
+        self._seen: dict[Target, tuple[Signature, float]] = {}
         self._unloaded: set[str] = set()
         self._complaint = ""
         self._lock = asyncio.Lock()
@@ -104,13 +103,13 @@ class Repository(Catalogue):
                 self._complain(str(error))
                 return
             for target, signature in wanted.signatures.items():
-                looks, at_once = self._looks_before(target, signature), target.model == now
+                same_s, at_once = self._same_for_s(target, signature), target.model == now
                 if at_once:
                     # what kept it from being opened may be gone, though its files are the same
                     self._failed.pop(target, None)
-                if (looks or at_once) and self._differs(target, signature):
+                if (same_s or at_once) and self._differs(target, signature):
                     await self._exchange(target, signature)
-                if looks >= self._quiet_looks or at_once:
+                if same_s >= QUIET_S or at_once:
                     self._tell(target)
             try:
                 self._require_targets(wanted.routes)
@@ -156,12 +155,22 @@ class Repository(Catalogue):
         self._metrics.draining(True)
 
     def index(self) -> list[dict[str, str]]:
-        """Return each version's state in the protocol's words, and why one is not ready."""
-        rows = [{"name": m.name, "version": m.version, "state": "READY", "reason": ""} for m in self.everything]
+        """Return each version's state in the protocol's words, and what keeps it or its new files from being ready."""
+        # why exactly is for the log and an admin: it names files of this machine
+        changed = "its files have changed and cannot be opened; what was open goes on"
+        rows = [
+            {
+                "name": model.name,
+                "version": model.version,
+                "state": "READY",
+                "reason": changed if Target(model.name, int(model.version)) in self._failed else "",
+            }
+            for model in self.everything
+        ]
         rows += [
-            # why exactly is for the log and an admin: it names files of this machine
             {"name": target.model, "version": str(target.version), "state": "UNAVAILABLE", "reason": "cannot be opened"}
             for target in self._failed
+            if target.version not in self.models.get(target.model, {})
         ]
         gone = {"version": "", "state": "UNAVAILABLE", "reason": "unloaded"}
         return rows + [{"name": name, **gone} for name in sorted(self._unloaded)]
@@ -187,12 +196,14 @@ class Repository(Catalogue):
         signatures = {target: self._shelf.signature(target) for target in sorted(wanted)}
         return Wanted({target: files for target, files in signatures.items() if files}, routes)
 
-    def _looks_before(self, target: Target, signature: Signature) -> int:
-        """Return how many looks in turn, before this one, have found the same files."""
-        known, looks = self._seen.get(target, (None, 0))
-        looks = looks + 1 if known == signature else 0
-        self._seen[target] = (signature, looks)
-        return looks
+    def _same_for_s(self, target: Target, signature: Signature) -> float:
+        """Return for how long looks in turn have found the same files; 0 where this is the first that does."""
+        now = time.monotonic()
+        known, since = self._seen.get(target, (signature, now))
+        if known != signature:
+            since = now
+        self._seen[target] = (signature, since)
+        return now - since
 
     def _differs(self, target: Target, signature: Signature) -> bool:
         """Whether these are other files than those that were opened last, or could not be."""

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import FrameType
-from typing import Literal, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import uvicorn
 from fastapi import FastAPI
@@ -44,7 +44,7 @@ OTHER_FILES = 100
 
 def main(config: ServeConfig) -> str:
     """Serve until SIGTERM or Ctrl-C; what is asked by then is answered first. A second signal ends it at once."""
-    logs.set_up(_form(config.logs))
+    logs.set_up(logs.form_of(config.logs))
     try:
         _serve(config)
         # by the log, which nothing that cannot be written keeps from ending
@@ -196,12 +196,6 @@ def _warn_of_few_files(connections: int) -> None:
             "ulimit -n %d or more, or limits.connections=%d or less",
             *(allowed, connections, needed, max(1, allowed - OTHER_FILES)),
         )
-
-
-def _form(asked: Literal["auto", "text", "json"]) -> Literal["text", "json"]:
-    if asked == "auto":
-        return "text" if sys.stderr.isatty() else "json"
-    return asked
 
 
 def _listen(host: str, port: int) -> socket.socket:

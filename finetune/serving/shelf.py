@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from finetune.bundle import bundle_folders, open_bundle, versions_of
+from finetune.bundle import bundle_folders, is_hidden, open_bundle, versions_of
 from finetune.serving.routes import Target
 
 # The files of a version as the disk knows them: by name, when they were changed, their bytes and their inode.
@@ -41,7 +41,7 @@ class Shelf:
 
     def _folders(self) -> list[Path]:
         try:
-            return sorted(path for path in self.models.iterdir() if path.is_dir())
+            return sorted(path for path in self.models.iterdir() if path.is_dir() and not is_hidden(path))
         except OSError:
             # a volume that is away for now; what is open goes on
             return []

@@ -50,12 +50,13 @@ def server(tiny_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
         f"clerk predict {hashlib.sha256(KEY.encode()).hexdigest()}\n"
         f"chief admin {hashlib.sha256(CHIEF.encode()).hexdigest()}\n"
     )
-    limits = ["limits.photos=3", "limits.body_mb=1", f"limits.held_mb={CALLS}", "limits.body_s=2"]
+    # so long that calls whose messages do not come are there together, however slow the machine is
+    limits = ["limits.photos=3", "limits.body_mb=1", f"limits.held_mb={CALLS}", "limits.body_s=3600"]
     words = [f"grpc_port={free_port()}", f"keys={folder / 'keys'}", "logs=text"]
     running = start(tiny_models, folder / "log", *words, *limits)
     yield running
     running.process.terminate()
-    assert running.process.wait(20) == 0
+    assert running.process.wait(60) == 0
     assert "Traceback" not in running.log.read_text()
 
 
@@ -204,13 +205,20 @@ def test_no_more_calls_than_there_is_memory_for(client: triton.InferenceServerCl
     enough = threading.Event()
 
     def nothing() -> Iterator[bytes]:
-        enough.wait(20)
+        enough.wait(60)
         yield from ()
 
     with grpc.insecure_channel(address) as channel:
         ask = channel.stream_unary(INFER)
-        calls = [ask.future(nothing(), metadata=[*BEARER.items()]) for _ in range(CALLS)]
-        until(lambda: status() == "StatusCode.RESOURCE_EXHAUSTED")
+        calls: list[grpc.Future] = []
+
+        def no_room() -> bool:
+            # a question takes a place too while it runs, so that one of as many calls as there are places may find none
+            calls.append(ask.future(nothing(), metadata=[*BEARER.items()]))
+            return status() == "StatusCode.RESOURCE_EXHAUSTED"
+
+        until(no_room)
+        assert len(calls) >= CALLS
         assert client.is_server_live(), "what reads no message is no such call"
         for call in calls:
             call.cancel()
@@ -302,18 +310,19 @@ def test_what_is_no_message_is_refused(address: str) -> None:
             assert error.value.details() == said
 
 
-def test_a_message_that_does_not_come_is_waited_for_no_longer(address: str) -> None:
-    never = threading.Event()
+def test_a_message_that_does_not_come_is_waited_for_no_longer(tiny_models: Path, start_server: Start) -> None:
+    port, never = free_port(), threading.Event()
+    start_server(tiny_models, f"grpc_port={port}", "limits.body_s=0.5")
 
     def nothing() -> Iterator[bytes]:
-        never.wait(20)
+        never.wait(60)
         yield from ()
 
-    with grpc.insecure_channel(address) as channel:
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
         with pytest.raises(grpc.RpcError) as error:
-            channel.stream_unary(INFER)(nothing(), metadata=[*BEARER.items()])
+            channel.stream_unary(INFER)(nothing())
         never.set()
-    assert error.value.details() == "the message did not come within 2 s"
+    assert error.value.details() == "the message did not come within 0.5 s"
 
 
 def test_every_answer_carries_the_id_of_its_line_in_the_log(server: Server, address: str) -> None:
@@ -373,7 +382,7 @@ def call_by_hand(address: str, path: bytes, *metadata: tuple[bytes, bytes]) -> b
 def test_metadata_that_are_no_text_are_not_logged(server: Server, address: str) -> None:
     for metadata in ((b"authorization", b"Bearer \xff"), (b"x-request-id", b"\xff")):
         assert b"grpc-status\x0216" in call_by_hand(address, INFER.encode(), metadata)
-    assert "Invalid encoding" not in server.log.read_text()
+    assert "Invalid encoding" not in server.told()
 
 
 def test_a_method_that_is_no_text_ends_neither_the_server_nor_what_runs(
@@ -386,7 +395,7 @@ def test_a_method_that_is_no_text_ends_neither_the_server_nor_what_runs(
     going_on = threading.Event()
 
     def late() -> Iterator[bytes]:
-        going_on.wait(20)
+        going_on.wait(60)
         yield asked.SerializeToString()
 
     with grpc.insecure_channel(address) as channel:
@@ -396,11 +405,11 @@ def test_a_method_that_is_no_text_ends_neither_the_server_nor_what_runs(
         for times in (1, 2):
             call_by_hand(address, b"/\xff")
             until(lambda times=times: server.log.read_text().count("another takes its place") == times)
-            assert ready(b"", wait_for_ready=True, timeout=20) == b"\x08\x01"
+            assert ready(b"", wait_for_ready=True, timeout=60) == b"\x08\x01"
         going_on.set()
-        assert service_pb2.ModelInferResponse.FromString(running.result(10)).model_name == "tiny"
+        assert service_pb2.ModelInferResponse.FromString(running.result(60)).model_name == "tiny"
     server.process.terminate()
-    assert server.process.wait(20) == 0
+    assert server.process.wait(60) == 0
 
 
 def test_a_refusal_is_no_longer_than_clients_take(client: triton.InferenceServerClient) -> None:
@@ -427,33 +436,45 @@ def test_a_look_takes_no_turn_of_a_canary(tiny_models: Path, monkeypatch: pytest
 
 
 def test_both_end_in_one_time_of_grace(tiny_models: Path, start_server: Start, raw: bytes) -> None:
-    port, grace_s = free_port(), 4
+    port, grace_s = free_port(), 8
     server = start_server(tiny_models, f"grpc_port={port}", f"grace_s={grace_s}", "limits.body_s=60")
     sending, never = threading.Event(), threading.Event()
     asked = service_pb2.ModelInferRequest(model_name="tiny")
     asked.inputs.add(name="encoded_images", datatype="BYTES", shape=[1]).contents.bytes_contents.append(raw)
 
+    ended: list[float] = []
+
     def late(event: threading.Event) -> Iterator[bytes]:
-        event.wait(20)
+        event.wait(60)
         yield asked.SerializeToString()
+
+    def takes_nobody() -> bool:
+        try:
+            socket.create_connection(server.place).close()
+        except ConnectionRefusedError:
+            return True
+        return False
 
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel, httpx.Client(base_url=server.address) as http:
         ask = channel.stream_unary(INFER)
         answered, stuck = ask.future(late(sending)), ask.future(late(never))
         # both are there before it ends
         assert channel.unary_unary("/inference.GRPCInferenceService/ServerReady")(b"")
-        with socket.create_connection(server.place) as half:
+        stuck.add_done_callback(lambda _: ended.append(time.monotonic()))
+        with socket.create_connection(server.place, timeout=60) as half:
             half.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nabc")
             until(lambda: "finetune_requests_in_flight 2.0" in http.get("/metrics").text)
-            began = time.monotonic()
             server.process.terminate()
-            until(lambda: "Shutting down" in server.log.read_text() or time.monotonic() - began > 1)
+            until(takes_nobody)
             sending.set()
-            assert service_pb2.ModelInferResponse.FromString(answered.result(10)).model_name == "tiny"
-            assert server.process.wait(20) == 0
-        assert time.monotonic() - began < 1.8 * grace_s, "not one after the other"
+            assert service_pb2.ModelInferResponse.FromString(answered.result(60)).model_name == "tiny"
+            assert b"HTTP/1.1 503" in half.recv(100)
+            ended.append(time.monotonic())
+            assert server.process.wait(60) == 0
         never.set()
-        assert stuck.exception(10) is not None
+        assert stuck.exception(60) is not None
+        until(lambda: len(ended) == 2)
+        assert abs(ended[1] - ended[0]) < grace_s, "not one after the other"
     assert "Traceback" not in server.log.read_text()
 
 
@@ -467,7 +488,7 @@ def test_what_is_no_tls_leaves_no_line_that_is_no_json(tiny_models: Path, start_
             while client.recv(65536):
                 pass
     server.process.terminate()
-    assert server.process.wait(20) == 0
+    assert server.process.wait(60) == 0
     *_, last = [json.loads(line) for line in server.log.read_text().splitlines()[:-1]]
     assert last["level"] == "info"
 
@@ -477,7 +498,7 @@ def test_a_stop_under_load_answers_each_call_or_never_begins_it(
     tiny_models: Path, start_server: Start, raw: bytes, drain_s: float
 ) -> None:
     port, ended = free_port(), threading.Event()
-    server = start_server(tiny_models, f"grpc_port={port}", f"drain_s={drain_s}", "grace_s=60")
+    server = start_server(tiny_models, f"grpc_port={port}", f"drain_s={drain_s}", "grace_s=3600")
     seen: Counter[str] = Counter()
 
     def ask() -> None:
@@ -497,7 +518,7 @@ def test_a_stop_under_load_answers_each_call_or_never_begins_it(
             one.start()
         until(lambda: seen["answered"] > 50)
         server.process.terminate()
-        assert server.process.wait(20) == 0, "it waits for no more than the calls"
+        assert server.process.wait(60) == 0, "it waits for no more than the calls"
     ended.set()
     for one in clients:
         one.join()

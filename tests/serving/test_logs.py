@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import subprocess
 import sys
 from contextvars import copy_context
@@ -59,13 +60,31 @@ def test_a_json_line_says_when_who_and_what() -> None:
 REFUSED = [["limits.body_mb=-1", "port=x"], ["no_key=1"], ["models=none"], ["tls_cert=none", "tls_key=none"], ["port"]]
 
 
-@pytest.mark.parametrize("words", REFUSED, ids=" ".join)
-def test_a_refused_start_is_told_in_json_too(tiny_models: Path, words: list[str]) -> None:
-    done = run_finetune("serve", f"models={tiny_models}", "logs=json", *words)
+@pytest.mark.parametrize("words", [*REFUSED, ["logs=json", "port"], ["logs=xml"]], ids=" ".join)
+def test_a_refused_start_is_told_in_json_where_there_is_no_terminal(tiny_models: Path, words: list[str]) -> None:
+    done = run_finetune("serve", f"models={tiny_models}", *words)
     assert done.returncode == 2
     *_, last = [json.loads(line) for line in done.stderr.splitlines()]
     assert last["level"] == "error"
     assert last["message"].startswith("finetune serve: ")
+
+
+@pytest.mark.parametrize(
+    ("words", "begins"),
+    [
+        ([], "finetune serve: models is missing"),
+        (["logs=auto"], "finetune serve: models is missing"),
+        (["logs=json", "logs=text"], "finetune serve: models is missing"),
+        (["logs=json"], '{"time": '),
+    ],
+)
+def test_on_a_terminal_a_refused_start_is_told_as_it_is_asked_for(words: list[str], begins: str) -> None:
+    reading, terminal = os.openpty()
+    with subprocess.Popen([sys.executable, "-m", "finetune", "serve", *words], stderr=terminal) as process:
+        os.close(terminal)
+        assert os.read(reading, 65536).decode().startswith(begins)
+        assert process.wait(60) == 2
+    os.close(reading)
 
 
 def test_warnings_and_what_ends_the_program_are_lines_of_the_log() -> None:

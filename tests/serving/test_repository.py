@@ -14,6 +14,7 @@ import pytest
 
 from finetune.cores import CpuSession
 from finetune.errors import FinetuneError
+from finetune.serving import repository as looking
 from finetune.serving.refusal import Refusal
 from finetune.serving.repository import Repository
 from tests.conftest import rewrite_bundle
@@ -88,7 +89,10 @@ async def test_requests_in_hand_are_answered_by_the_version_that_is_let_go(model
     assert [len(rows) for rows in await asyncio.gather(*asked)] == [20, 20, 20]
 
 
-async def test_a_damaged_version_changes_nothing(models: Path, photo: bytes, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_damaged_version_changes_nothing(
+    models: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(looking, "QUIET_S", 0)
     service = assembled(models)
     repository = service.repository
     await repository.start()
@@ -122,16 +126,19 @@ async def test_a_model_that_nobody_could_ask_for_is_not_served(models: Path) -> 
         await opened(models)
 
 
-async def test_a_slow_copy_in_place_is_no_failure(models: Path, caplog: pytest.LogCaptureFixture) -> None:
-    service = assembled(models, reload_s=0.3)
+async def test_a_slow_copy_in_place_is_no_failure(
+    models: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(looking, "QUIET_S", 3600)
+    service = assembled(models)
     repository = service.repository
     await repository.start()
     whole = (models / "tiny" / "1" / "model.onnx").read_bytes()
     coming = add_version(models, 2) / "model.onnx"
     for part in (1000, 2000):
         coming.write_bytes(whole[:part])
-        # it pauses for as long as several looks take
-        for _ in range(5):
+        # it pauses for many looks, but not for long
+        for _ in range(40):
             await repository.refresh()
     assert versions(repository) == ["1"]
     coming.write_bytes(whole)
@@ -141,6 +148,9 @@ async def test_a_slow_copy_in_place_is_no_failure(models: Path, caplog: pytest.L
     damage(models / "tiny" / "2")
     for _ in range(40):
         await repository.refresh()
+    assert b'load_failures_total{model="tiny"} 0.0' in service.metrics.text()[0]
+    monkeypatch.setattr(looking, "QUIET_S", 0)
+    await settled(repository)
     assert b'load_failures_total{model="tiny"} 1.0' in service.metrics.text()[0]
     assert [record.levelno for record in caplog.records if "cannot be opened" in record.message] == [logging.ERROR]
 
@@ -211,12 +221,16 @@ async def test_a_file_damaged_or_deleted_under_the_server_changes_nothing(models
     before = repository.choose("tiny")
     damage(models / "tiny" / "1")
     await settled(repository)
+    (row,) = repository.index()
+    assert (row["version"], row["state"]) == ("1", "READY")
+    assert row["reason"] == "its files have changed and cannot be opened; what was open goes on"
     shutil.rmtree(models / "tiny")
     await settled(repository)
     shutil.rmtree(models)
     await settled(repository)
     assert repository.choose("tiny") is before
     await before.classify([photo])
+    assert [(row["state"], row["reason"]) for row in repository.index()] == [("READY", "")]
 
 
 async def test_deleting_the_newest_version_goes_back_to_the_one_before(models: Path) -> None:
@@ -234,6 +248,22 @@ async def test_a_new_model_is_opened(models: Path) -> None:
     await settled(repository)
     assert repository.names == ["second", "tiny"]
     assert repository.choose("second").name == "second"
+
+
+async def test_what_has_a_hidden_name_is_still_being_copied(models: Path) -> None:
+    repository = await opened(models)
+    shutil.copytree(models / "tiny", models / ".second")
+    shutil.copytree(models / "tiny" / "1", models / "tiny" / ".2")
+    await settled(repository)
+    assert (repository.names, versions(repository)) == (["tiny"], ["1"])
+    (models / ".second").rename(models / "second")
+    (models / "tiny" / ".2").rename(models / "tiny" / "2")
+    await settled(repository)
+    assert (repository.names, versions(repository)) == (["second", "tiny"], ["1", "2"])
+    shutil.rmtree(models / "tiny")
+    (models / "second").rename(models / ".second")
+    with pytest.raises(FinetuneError, match="holds no bundle"):
+        await opened(models)
 
 
 async def test_all_versions_answer_by_number(models: Path) -> None:

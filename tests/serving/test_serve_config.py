@@ -63,8 +63,16 @@ def test_what_no_server_works_with_is_refused_by_name(key: str, value: float) ->
         parse(ServeConfig, composed(key, value))
 
 
+@pytest.mark.parametrize("seconds", [1e-6, 0.049])
+def test_a_repository_is_not_looked_at_all_the_time(seconds: float) -> None:
+    with pytest.raises(FinetuneError, match=rf"^reload_s={seconds} is wrong: give 0, or 0.05 and more \("):
+        parse(ServeConfig, composed("reload_s", seconds))
+    parse(ServeConfig, composed("reload_s", 0.05))
+
+
 def test_the_command_line_says_so(tiny_models: Path) -> None:
-    done = run_finetune("serve", f"models={tiny_models}", "limits.idle_s=inf", "limits.header_s=.nan", "threads=1000")
+    wrong = ("limits.idle_s=inf", "limits.header_s=.nan", "threads=1000")
+    done = run_finetune("serve", f"models={tiny_models}", "logs=text", *wrong)
     assert done.returncode == 2
     keys = [line.removeprefix("finetune serve: ").partition("=")[0] for line in done.stderr.splitlines()]
     assert keys == ["threads", "limits.header_s", "limits.idle_s"]

@@ -81,5 +81,5 @@ def test_nowhere_to_send_to_is_said(
 ) -> None:
     monkeypatch.delenv("OTEL_EXPORTER_OTLP_ENDPOINT", raising=False)
     monkeypatch.delenv("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", raising=False)
-    assert run(["serve", f"models={tiny_models}", "port=0", "telemetry=otlp"]) == 2
+    assert run(["serve", f"models={tiny_models}", "port=0", "telemetry=otlp", "logs=text"]) == 2
     assert "telemetry=otlp has nowhere to send to: set OTEL_EXPORTER_OTLP_ENDPOINT" in capsys.readouterr().err
