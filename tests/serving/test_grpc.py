@@ -218,7 +218,8 @@ def test_no_more_calls_than_there_is_memory_for(client: triton.InferenceServerCl
             return status() == "StatusCode.RESOURCE_EXHAUSTED"
 
         until(no_room)
-        assert len(calls) >= CALLS
+        # one client leaves a quarter of them to others
+        assert len(calls) >= CALLS * 3 // 4
         assert client.is_server_live(), "what reads no message is no such call"
         for call in calls:
             call.cancel()
