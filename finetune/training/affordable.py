@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import math
 from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import replace
 
+from finetune.data.manifest import Photo
 from finetune.errors import FinetuneError
 from finetune.training.attempts import Attempt
 from finetune.training.trial import LEAST_A_CLASS, Trial, in_proportion
@@ -16,14 +18,15 @@ log = logging.getLogger(__name__)
 
 def require_time(attempt: Attempt, fits_s: float, left_s: float) -> None:
     """Raise FinetuneError where there is no time for a few photos of each class and for those that measure."""
-    needed_s = _takes_s(attempt, _least(attempt), fits_s)
+    least = _least(attempt)
+    needed_s = _takes_s(attempt, _in_order(attempt)[:least], fits_s)
     if needed_s <= left_s:
         return
     budget_minutes = attempt.search.config.budget_minutes
     assert budget_minutes is not None
     enough = math.ceil(10 * (budget_minutes + (needed_s - left_s) / 60)) / 10
     raise FinetuneError(
-        f"budget_minutes={budget_minutes:g} is too short: {_least(attempt)} training photos, the least that tells "
+        f"budget_minutes={budget_minutes:g} is too short: {least} training photos, the least that tells "
         f"anything, and the {len(attempt.search.manifest.of('val', 'test'))} that validate and test take about "
         f"{needed_s:.0f} s with {attempt.backbone} at {attempt.image_size} px, and {max(0.0, left_s):.0f} s are left "
         f"for them; give budget_minutes={enough:g} or more, or a smaller data.image_size or model.backbone"
@@ -37,8 +40,8 @@ def affordable(attempt: Attempt, fits_s: float, left_s: float) -> Attempt:
     fits_s: what a photo takes in the fits, as far as is known.
     """
     manifest = attempt.search.manifest
-    train = manifest.of("train")
-    fits = bisect_right(range(len(train) + 1), left_s, key=lambda count: _takes_s(attempt, count, fits_s)) - 1
+    train = _in_order(attempt)
+    fits = bisect_right(range(len(train) + 1), left_s, key=lambda count: _takes_s(attempt, train[:count], fits_s)) - 1
     count = max(fits, _least(attempt))
     if count == len(train):
         return attempt
@@ -47,9 +50,15 @@ def affordable(attempt: Attempt, fits_s: float, left_s: float) -> Attempt:
         "in the proportions of all",
         *(attempt.search.config.budget_minutes, count, len(train), attempt.backbone, attempt.image_size),
     )
-    left_out = {train[place] for place in in_proportion(train)[count:]}
+    left_out = set(train[count:])
     fewer = replace(manifest, photos=tuple(photo for photo in manifest.photos if photo not in left_out))
     return attempt.on(replace(attempt.search, manifest=fewer, left_out=attempt.search.left_out + len(left_out)))
+
+
+def _in_order(attempt: Attempt) -> list[Photo]:
+    """Return the training photos, those first that are learned from where there is no time for others."""
+    train = attempt.search.manifest.of("train")
+    return [train[place] for place in in_proportion(train)]
 
 
 def _least(attempt: Attempt) -> int:
@@ -57,9 +66,7 @@ def _least(attempt: Attempt) -> int:
     return min(len(manifest.of("train")), LEAST_A_CLASS * len(manifest.classes))
 
 
-def _takes_s(attempt: Attempt, count: int, fits_s: float) -> float:
+def _takes_s(attempt: Attempt, train: Sequence[Photo], fits_s: float) -> float:
     """Return what so many training photos take, with those that validate and test."""
-    manifest = attempt.search.manifest
-    train = manifest.of("train")
-    photos = (*(train[place] for place in in_proportion(train)[:count]), *manifest.of("val"))
+    photos = (*train, *attempt.search.manifest.of("val"))
     return attempt.takes_s(Trial(photos, (0,) * len(photos)), fits_s) + attempt.test_s
