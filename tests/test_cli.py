@@ -337,3 +337,21 @@ def test_a_full_disk_is_said_and_leaves_nothing_half_written(photos: Path, tmp_p
     assert not list((tmp_path / "run").glob("*.safetensors"))
     done = run_finetune(*words)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_server_needs_no_package_that_only_training_has() -> None:
+    training = [
+        "albumentations",
+        "filelock",
+        "onnx",
+        "pytorch_lightning",
+        "safetensors",
+        "timm",
+        "torch",
+        "torchmetrics",
+    ]
+    said = run_python(
+        f"import sys; sys.modules.update(dict.fromkeys({training}))\n"
+        "import finetune.cli, finetune.serving.predict, finetune.serving.serve; print('imported')"
+    )
+    assert said.strip() == "imported"

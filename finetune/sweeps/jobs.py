@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from filelock import FileLock
-
 from finetune.config import NO_OTHER_RUN
 from finetune.errors import FinetuneError, SweepError
 from finetune.files import make_folder, write_json
@@ -76,6 +74,9 @@ class Sweep:
 
         place: its place in this command, and its number where no other run has that.
         """
+        # one of training's packages, which a server's image lacks
+        from filelock import FileLock
+
         # runs may begin in several processes at once
         with FileLock(make_folder(self.folder / NOTES) / ".lock"):
             there = {number: self._noted(number)["overrides"] for number in self._numbers()}
