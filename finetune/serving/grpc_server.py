@@ -67,12 +67,12 @@ class GrpcServer:
 
     def __init__(self, config: ServeConfig, repository: Repository, metrics: Metrics, keys: Keys) -> None:
         """Raises FinetuneError where grpc is not installed."""
-        # what its core writes is none of the log's lines, and clients can cause it at will
+        # its core writes past every formatter, and clients can cause that at will; read when grpc is imported
         os.environ.setdefault("GRPC_VERBOSITY", "NONE")
         try:
             self._grpc = importlib.import_module("grpc")
             self._messages = self._grpc.protos(PROTOCOL)
-        # the second where grpcio-tools alone is missing
+        # the second is how grpc.protos says that grpcio-tools alone is missing
         except (ImportError, NotImplementedError):
             raise FinetuneError(
                 f"grpc_port={config.grpc_port} takes two more packages: pip install 'finetune-service[grpc]'"

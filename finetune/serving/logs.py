@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import sys
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
@@ -86,8 +85,6 @@ def set_up(form: Form, descriptor: int = STDERR) -> None:
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
     logging.captureWarnings(True)
     sys.excepthook = _log_what_ends_the_program
-    # its core writes past every formatter, of connections that fail; read when grpc is imported
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 
 def _log_what_ends_the_program(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

@@ -95,7 +95,8 @@ class Attempt:
     def on(self, search: Search) -> Attempt:
         """Return the same on other photos, network and graph handed over."""
         other = replace(self, search=search)
-        other.__dict__["built"] = self.__dict__.pop("built", self.built)
+        other.__dict__["built"] = self.built
+        self.release()
         return other
 
     def release(self) -> None:

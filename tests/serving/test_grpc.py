@@ -631,3 +631,14 @@ def test_calls_that_are_over_before_their_message_came_are_told_as_what_they_are
         assert stuck.exception(10) is not None
     assert len(lines(server, client="127.0.0.1", status=503)) == 1
     assert "Traceback" not in server.log.read_text()
+
+
+@pytest.mark.parametrize("missing", ["grpc", "grpc_tools"])
+def test_a_port_for_grpc_without_its_packages_is_refused(missing: str, tiny_models: Path) -> None:
+    words = ["serve", f"models={tiny_models}", "port=0", "grpc_port=5000", "logs=text"]
+    script = f"import sys; sys.modules[{missing!r}] = None; from finetune.cli import main; main({words})"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert done.stderr.strip() == (
+        "finetune serve: grpc_port=5000 takes two more packages: pip install 'finetune-service[grpc]'"
+    )
