@@ -6,6 +6,7 @@ import math
 import multiprocessing
 import os
 import signal
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
@@ -21,8 +22,18 @@ CGROUP = Path("/sys/fs/cgroup")
 def usable_cores() -> int:
     """Return the cores this process may use: its affinity, and a container's quota where one is set."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    return max(1, min(cores, math.ceil(_quota_cores())))
+
+
+def own_cores() -> list[int]:
+    """Return the numbers of the cores that threads may choose from: none where a quota gives less than all of them."""
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    return cores if len(cores) <= _quota_cores() else []
+
+
+def _quota_cores() -> float:
     quota_us, period_us = _cgroup_quota()
-    return cores if quota_us <= 0 else max(1, min(cores, math.ceil(quota_us / period_us)))
+    return quota_us / period_us if quota_us > 0 else float(sys.maxsize)
 
 
 def _cgroup_quota() -> tuple[int, int]:

@@ -9,6 +9,7 @@ from contextlib import suppress
 from typing import TypeVar
 
 from finetune.serving.line import Line
+from finetune.serving.own_cores import OwnCores
 
 Result = TypeVar("Result")
 
@@ -21,8 +22,10 @@ class Turns:
 
     def __init__(self, threads: int) -> None:
         self._executor = ThreadPoolExecutor(threads, "work")
+        self._cores = OwnCores(threads)
         # as many again wait at the threads themselves, which else would have nothing to do until the loop has time
-        self._free = 2 * threads
+        self._waiting_room = threads
+        self._free = threads + self._waiting_room
         self._line: Line[asyncio.Future[None]] = Line(lambda turn: turn.done())
 
     async def run(self, whose: tuple[object, ...], function: Callable[..., Result], *arguments: object) -> Result:
@@ -46,7 +49,13 @@ class Turns:
             with suppress(RuntimeError):
                 loop.call_soon_threadsafe(end, work)
 
-        work = self._executor.submit(function, *arguments)
+        place = self._cores.settle if self._free < self._waiting_room else self._cores.roam
+
+        def begin() -> Result:
+            place()
+            return function(*arguments)
+
+        work = self._executor.submit(begin)
         work.add_done_callback(tell)
         try:
             return await result
