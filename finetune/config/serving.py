@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
@@ -60,7 +61,7 @@ class LimitsConfig(Section):
         description="open connections at most; one more takes a place from the address that has most, or gets 503"
     )
     held_mb: Annotated[float, Field(gt=0, le=1_000_000)] = Field(
-        description="MB of all requests' bodies at one time; above it 503"
+        description="MB of all requests' bodies at one time, of one client alone three quarters; above it 503"
     )
     per_client: Count | None = Field(
         description="requests of one client, by key or else by address (IPv6: /64), at a time; above it 429; null: any"
@@ -70,8 +71,11 @@ class LimitsConfig(Section):
     def _one_request_fits(self) -> LimitsConfig:
         if self.photos > self.queue_photos:
             raise ValueError("queue_photos is smaller than photos: a request of that many could never be taken")
-        if self.body_mb > self.held_mb:
-            raise ValueError("held_mb is smaller than body_mb: a body of that size could never be taken")
+        if self.body_mb > 0.75 * self.held_mb:
+            raise ValueError(
+                f"held_mb={self.held_mb:g} is too small for body_mb={self.body_mb:g}: one client gets three quarters; "
+                f"a body of that size could never be taken; give {math.ceil(self.body_mb / 0.75)} or more"
+            )
         return self
 
 

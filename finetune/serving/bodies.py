@@ -10,6 +10,8 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from finetune.config import LimitsConfig
+from finetune.serving.admission import client
+from finetune.serving.clients import Places
 from finetune.serving.compression import Inflater
 from finetune.serving.refusal import Refusal
 
@@ -22,8 +24,7 @@ class BodyLimits:
     def __init__(self, app: ASGIApp, limits: LimitsConfig, refuse: Callable[[Refusal], ASGIApp]) -> None:
         """refuse: makes the answer to what is refused before the application sees it."""
         self.app, self.limits, self._refuse = app, limits, refuse
-        self.max_bytes, self.max_held = int(limits.body_mb * 1e6), int(limits.held_mb * 1e6)
-        self.held = 0
+        self.max_bytes, self.held = int(limits.body_mb * 1e6), Places(int(limits.held_mb * 1e6))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -39,15 +40,15 @@ class BodyLimits:
         try:
             await self.app(scope, body.receive, send)
         finally:
-            self.held -= body.bytes
+            self.held.hold(body.who, -body.bytes)
 
-    def hold(self, more: int, total: int) -> None:
-        """Account for more bytes of a body of so many in all; raises Refusal 413 or 503."""
+    def hold(self, who: str, more: int, total: int) -> None:
+        """Account for more bytes of a client's body of so many in all; raises Refusal 413 or 503."""
         if total > self.max_bytes:
             raise Refusal(413, f"the body is larger than the {self.limits.body_mb:g} MB that are taken")
-        if self.held + more > self.max_held:
+        if not self.held.has_room(who, more):
             raise Refusal(503, "too many requests are being read; come back later", retry_after_s=1)
-        self.held += more
+        self.held.hold(who, more)
 
     def _require_declared(self, declared: str) -> None:
         if declared.isdecimal() and int(declared) > self.max_bytes:
@@ -55,10 +56,10 @@ class BodyLimits:
 
 
 class _Body:
-    """One request's body. bytes: those handed on so far."""
+    """One request's body. who: its client; bytes: those handed on so far."""
 
     def __init__(self, limits: BodyLimits, receive: Receive, encoding: str) -> None:
-        self.bytes = 0
+        self.who, self.bytes = client.get(), 0
         self._limits, self._receive = limits, receive
         self._inflater = None if encoding.strip().lower() == "identity" else Inflater(encoding, limits.max_bytes)
         self._deadline = asyncio.get_running_loop().time() + limits.limits.body_s
@@ -80,7 +81,7 @@ class _Body:
             # a few bytes may inflate for as long as a probe waits: all others get their turn between two steps
             await asyncio.sleep(0)
         chunk = self._inflated(chunk)
-        self._limits.hold(len(chunk), self.bytes + len(chunk))
+        self._limits.hold(self.who, len(chunk), self.bytes + len(chunk))
         self.bytes += len(chunk)
         return {"type": "http.request", "body": chunk, "more_body": not self._complete}
 

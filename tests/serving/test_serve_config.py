@@ -82,3 +82,16 @@ def test_the_command_line_says_so(tiny_models: Path) -> None:
 def test_the_largest_of_all_of_them_are_served(tiny_models: Path, start_server: Start, red_photo: bytes) -> None:
     elsewhere = {"port", "grpc_port", "gpu_memory_mb", "threads"}
     start_server(tiny_models, *(f"{key}={KEYS[key]}" for key in {*KEYS} - elsewhere)).require_well(red_photo)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("limits.held_mb", 26.6, "held_mb=26.6 is too small for body_mb=20: .* give 27 or more"),
+        ("limits.queue_photos", 63, "queue_photos is smaller than photos"),
+    ],
+)
+def test_limits_that_no_request_of_the_largest_size_could_pass_are_refused(key: str, value: float, said: str) -> None:
+    with pytest.raises(FinetuneError, match=said):
+        parse(ServeConfig, composed(key, value))
+    parse(ServeConfig, composed(key, math.floor(value) + 1))
