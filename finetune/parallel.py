@@ -25,7 +25,7 @@ def usable_cores() -> int:
     return max(1, min(cores, math.ceil(_quota_cores())))
 
 
-def own_cores() -> list[int]:
+def whole_cores() -> list[int]:
     """Return the numbers of the cores that threads may choose from: none where a quota gives less than all of them."""
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     return cores if len(cores) <= _quota_cores() else []

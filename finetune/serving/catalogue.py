@@ -16,18 +16,22 @@ class Catalogue:
     def __init__(self) -> None:
         self.models: dict[str, dict[int, LiveModel]] = {}
         self.draining = False
+        # what keeps an interface from answering
+        self._obstacle: str | None = None
         self._started = False
         self._routes: dict[str, Route] = {}
 
     @property
     def ready(self) -> bool:
-        """Whether every model has answered, and there is one, and the server is not about to end."""
-        return self._started and bool(self.models) and not self.draining
+        """Whether every model has answered, and there is one, at each interface, and the server is not about to end."""
+        return self._started and bool(self.models) and not self.draining and self._obstacle is None
 
     def require_ready(self) -> None:
         """Raise Refusal 503, with the reason, where it is not."""
         if self.draining:
             raise Refusal(503, "this server is about to end", retry_after_s=1)
+        if self._obstacle is not None:
+            raise Refusal(503, self._obstacle, retry_after_s=1)
         self._require_models()
 
     @property

@@ -19,7 +19,19 @@ log = logging.getLogger(__name__)
 
 # When the server ends: for clients that have connected, and speak TLS.
 LAST_HANDSHAKES_S = 1.0
-# Where no more files may be open.
+# Of a client that has gone again before it was let in, or of its network (accept(2)).
+GONE = {
+    errno.ECONNABORTED,
+    errno.EPERM,
+    errno.EPROTO,
+    errno.ENETDOWN,
+    errno.ENETUNREACH,
+    errno.EHOSTDOWN,
+    errno.EHOSTUNREACH,
+    errno.ENOPROTOOPT,
+    errno.EOPNOTSUPP,
+}
+# Where the system has no room for a connection.
 TRY_AGAIN_S = 1.0
 
 
@@ -39,6 +51,7 @@ class Door:
         self._tls: dict[str, Any] = {"ssl": tls, **timeouts} if tls else {}
         self._opened: dict[socket.socket, asyncio.Task[None]] = {}
         self._coming: set[asyncio.Task[None]] = set()
+        self._closing = False
 
     def open(self, listener: socket.socket, backlog: int) -> None:
         listener.setblocking(False)
@@ -47,6 +60,7 @@ class Door:
 
     async def close(self) -> None:
         """Let in who has connected, and nobody else."""
+        self._closing = True
         for listener, accepting in self._opened.items():
             # closing a port resets the connections that wait to be accepted, whose clients may have asked already
             with contextlib.suppress(OSError):
@@ -68,11 +82,14 @@ class Door:
             try:
                 client, address = await loop.sock_accept(listener)
             except OSError as error:
-                # anything else is a client that has gone again, or a port that closes
-                if error.errno in (errno.EMFILE, errno.ENFILE):
-                    log.warning("no more files may be open: who connects has to wait")
+                if listener.fileno() < 0 or self._closing:
+                    return
+                if error.errno in GONE:
+                    await asyncio.sleep(0)
+                else:
+                    # no more files or memory: it passes, but not within a turn of the loop
+                    log.warning("who connects has to wait: %s", error.strerror)
                     await asyncio.sleep(TRY_AGAIN_S)
-                await asyncio.sleep(0)
             else:
                 try:
                     await self._let_in(client, address)

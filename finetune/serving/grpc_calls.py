@@ -37,8 +37,9 @@ class Calls:
     loses it to whoever would find none and has fewer.
     """
 
-    def __init__(self, most: int) -> None:
-        self._places = Places(most)
+    def __init__(self, most: int, per_client: int | None = None) -> None:
+        """per_client: of one client, if there is a limit."""
+        self._places, self._per_client = Places(most), per_client
         # whose message has not come, and what ends the wait for it; who has waited for longest stands first
         self._silent: dict[Place, asyncio.Timeout] = {}
         self._running, self._ending = 0, False
@@ -54,6 +55,8 @@ class Calls:
         """
         if self._ending:
             raise Refusal(503, "this server is about to end")
+        if self._per_client is not None and self._places.of[who] >= self._per_client:
+            raise Refusal(429, f"this client has {self._per_client} calls open already")
         if not self._places.has_room(who, 1) and not self._silence_one(who):
             held = f"{self._places.taken} calls run already, {self._places.of[who]} of this client"
             raise Refusal(429, f"{held}; come back later")

@@ -57,6 +57,8 @@ def read_infer(message: Any) -> InferRequest:
     # while they are still as small as they came
     for key in ("inputs", "outputs", "raw_input_contents"):
         require_few(len(getattr(message, key)), key)
+    if message.raw_input_contents and any(entry.HasField("contents") for entry in message.inputs):
+        raise Refusal(400, "inputs come in raw_input_contents or in contents of their own, not in both")
     raws = list(message.raw_input_contents) or [_contents(entry) for entry in message.inputs]
     if len(raws) != len(message.inputs):
         raise Refusal(400, f"raw_input_contents has {len(raws)} entries for {len(message.inputs)} inputs")

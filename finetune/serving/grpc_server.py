@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import importlib
 import logging
 import os
@@ -12,26 +11,21 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from starlette.datastructures import Headers
-from starlette.types import Message
 
-from finetune.bundle import OUTPUT
 from finetune.config import ServeConfig
 from finetune.errors import FinetuneError
 from finetune.serving.admission import client
 from finetune.serving.asking import Facts
-from finetune.serving.bodies import Patience
 from finetune.serving.clients import name_client
 from finetune.serving.envelope import identify
 from finetune.serving.grpc_calls import Calls, address_of, close_port, end_untaken, hang_up
-from finetune.serving.grpc_messages import in_time, parse, read_infer, receive
-from finetune.serving.inference import configuration, describe_model, describe_server, describe_versions, infer
+from finetune.serving.grpc_messages import parse, receive
+from finetune.serving.grpc_methods import GrpcMethods
 from finetune.serving.keys import Keys, Role
 from finetune.serving.logs import request_id
 from finetune.serving.metrics import Metrics
-from finetune.serving.protocol import answer_tensors
 from finetune.serving.refusal import TURNED_AWAY, Refusal
 from finetune.serving.repository import Repository
-from finetune.serving.tensors import to_raw
 
 log = logging.getLogger("finetune.access")
 
@@ -78,11 +72,12 @@ class GrpcServer:
                 f"grpc_port={config.grpc_port} takes two more packages: pip install 'finetune-service[grpc]'"
             ) from None
         self._config, self._repository, self._metrics, self._keys = config, repository, metrics, keys
+        self._methods = GrpcMethods(self._messages, repository, config.limits)
         self._server: Any = None
         self._watching: asyncio.Task[None] | None = None
         # messages are read whole, so that each call may hold one of the largest
         limits = config.limits
-        self._calls = Calls(max(FEWEST_CALLS, int(limits.held_mb // limits.body_mb)))
+        self._calls = Calls(max(FEWEST_CALLS, int(limits.held_mb // limits.body_mb)), limits.per_client)
         # servers that have failed, while the last of their calls run
         self._ending: set[asyncio.Task[None]] = set()
         logging.getLogger("grpc._cython.cygrpc").addFilter(_is_worth_a_line)
@@ -140,31 +135,31 @@ class GrpcServer:
             ending = asyncio.create_task(self._server.stop(self._config.grace_s))
             self._ending.add(ending)
             ending.add_done_callback(self._ending.discard)
+            self._server = await self._listen_again()
+
+    async def _listen_again(self) -> Any:
+        """Return another server once it can listen; until then this one is not ready, over HTTP neither."""
+        told = ""
+        try:
             while True:
-                # the port is not free at once, and a certificate may just be exchanged
-                with contextlib.suppress(FinetuneError, OSError):
-                    self._server = await self._listen()
-                    break
-                await asyncio.sleep(LOOK_S / 10)
+                try:
+                    return await self._listen()
+                except (FinetuneError, OSError) as error:
+                    # the port is not free at once, and a certificate may just be exchanged
+                    if str(error) != told:
+                        told = str(error)
+                        self._repository.hinder(f"gRPC does not listen: {told}")
+                        logging.getLogger(__name__).error("gRPC does not listen: %s", told)
+                    await asyncio.sleep(LOOK_S / 10)
+        finally:
+            self._repository.hinder(None)
 
     def _handlers(self) -> object:
         """Return every call's handler, each of a stream: of those gRPC reads a message only when it is asked for."""
-        methods = (
-            self.ServerLive,
-            self.ServerReady,
-            self.ModelReady,
-            self.ServerMetadata,
-            self.ModelMetadata,
-            self.ModelConfig,
-            self.ModelInfer,
-            self.ModelStatistics,
-            self.RepositoryIndex,
-            self.RepositoryModelLoad,
-            self.RepositoryModelUnload,
-        )
         handler = self._grpc.stream_unary_rpc_method_handler
         found = {
-            method.__name__: handler(self._enveloped(method), response_serializer=_serialized) for method in methods
+            method.__name__: handler(self._enveloped(method), response_serializer=_serialized)
+            for method in self._methods.all
         }
         return self._grpc.method_handlers_generic_handler(SERVICE, found)
 
@@ -222,65 +217,6 @@ class GrpcServer:
 
         return handle
 
-    async def ServerLive(self, _: Any, __: Facts) -> Any:
-        return self._messages.ServerLiveResponse(live=True)
-
-    async def ServerReady(self, _: Any, __: Facts) -> Any:
-        return self._messages.ServerReadyResponse(ready=self._repository.ready)
-
-    async def ModelReady(self, message: Any, _: Facts) -> Any:
-        self._repository.require(message.name, message.version or None)
-        return self._messages.ModelReadyResponse(ready=True)
-
-    async def ServerMetadata(self, _: Any, __: Facts) -> Any:
-        described = describe_server(self._repository)
-        del described["parameters"]
-        return self._messages.ServerMetadataResponse(**described)
-
-    async def ModelMetadata(self, message: Any, _: Facts) -> Any:
-        model = self._repository.find(message.name, message.version or None)
-        return self._messages.ModelMetadataResponse(
-            **describe_model(model, self._repository.models.get(message.name, {}))
-        )
-
-    async def ModelConfig(self, message: Any, _: Facts) -> Any:
-        model = self._repository.find(message.name, message.version or None)
-        return self._messages.ModelConfigResponse(config=configuration(model))
-
-    async def ModelInfer(self, message: Any, facts: Facts) -> Any:
-        name, version = message.model_name, message.model_version or None
-        self._repository.require(name, version)
-        asked = await in_time(message.ByteSize(), read_infer, message)
-        model = self._repository.choose(name, version)
-        # a client that leaves cancels this very call
-        patience = Patience(_never, self._config.limits.deadline_s)
-        outputs = await infer(model, asked, self._config.limits, patience, facts)
-        answer = self._messages.ModelInferResponse(
-            model_name=model.name, model_version=model.version, id=asked.id or ""
-        )
-        for tensor in answer_tensors(asked, outputs, {OUTPUT: model.predictor.labels}):
-            answer.outputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
-            answer.raw_output_contents.append(to_raw(tensor))
-        return answer
-
-    async def ModelStatistics(self, message: Any, _: Facts) -> Any:
-        if message.name:
-            models = [self._repository.find(message.name, message.version or None)]
-        else:
-            models = self._repository.everything
-        return self._messages.ModelStatisticsResponse(model_stats=[m.metrics.statistics() for m in models])
-
-    async def RepositoryIndex(self, message: Any, _: Facts) -> Any:
-        return self._messages.RepositoryIndexResponse(models=describe_versions(self._repository, message.ready))
-
-    async def RepositoryModelLoad(self, message: Any, _: Facts) -> Any:
-        await self._repository.load(message.model_name)
-        return self._messages.RepositoryModelLoadResponse()
-
-    async def RepositoryModelUnload(self, message: Any, _: Facts) -> Any:
-        await self._repository.unload(message.model_name)
-        return self._messages.RepositoryModelUnloadResponse()
-
 
 def _serialized(message: Any) -> bytes:
     return bytes(message.SerializeToString())
@@ -292,8 +228,3 @@ def _raw(metadata: Any) -> list[tuple[bytes, bytes]]:
 
 def _is_worth_a_line(record: logging.LogRecord) -> bool:
     return not str(record.msg).startswith(NOT_LOGGED)
-
-
-async def _never() -> Message:
-    await asyncio.get_running_loop().create_future()
-    raise AssertionError("a future that nobody resolves")

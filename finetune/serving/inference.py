@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -67,9 +67,10 @@ def describe_model(model: LiveModel, versions: Mapping[int, LiveModel]) -> dict[
     }
 
 
-def describe_versions(repository: Repository, ready: bool) -> list[dict[str, str]]:
-    """Return each version's state in the protocol's words; ready: whether a client wants only those that answer."""
-    return [row for row in repository.index() if row["state"] == "READY" or not ready]
+def require_no_content(parameters: Iterable[str]) -> None:
+    """Raise Refusal 400 where a `load` brings a model's configuration or files."""
+    if any(name == "config" or name.startswith("file:") for name in parameters):
+        raise Refusal(400, "a model's configuration and files are what lies in the repository; send none")
 
 
 def configuration(model: LiveModel) -> dict[str, Any]:

@@ -26,8 +26,8 @@ from finetune.serving.inference import (
     configuration,
     describe_model,
     describe_server,
-    describe_versions,
     infer,
+    require_no_content,
 )
 from finetune.serving.inference_schema import ANSWERED, ASKED, INDEX, LOAD
 from finetune.serving.live import LiveModel
@@ -142,13 +142,13 @@ def inference_router(repository: Repository, limits: LimitsConfig, parsing: Exec
     @router.post("/repository/index", response_model=list[IndexEntry], openapi_extra=INDEX)
     async def index(request: Request) -> list[dict[str, str]]:
         """List every version that is served, and what could not be."""
-        return describe_versions(repository, parse_ready(await request.body()))
+        only_ready = parse_ready(await request.body())
+        return [row for row in repository.index() if row["state"] == "READY" or not only_ready]
 
     @router.post("/repository/models/{name}/load", openapi_extra=LOAD, response_class=Response)
     async def load(request: Request, name: str) -> Response:
         """Open what is new of a model on disk, at once; takes the key of an admin."""
-        if any(key == "config" or key.startswith("file:") for key in parse_parameters(await request.body())):
-            raise Refusal(400, "a model's configuration and files are what lies in the repository; send none")
+        require_no_content(parse_parameters(await request.body()))
         await repository.load(name)
         return Response()
 

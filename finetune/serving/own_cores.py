@@ -7,7 +7,7 @@ import logging
 import os
 import threading
 
-from finetune.parallel import own_cores
+from finetune.parallel import whole_cores
 
 log = logging.getLogger(__name__)
 
@@ -21,34 +21,36 @@ class OwnCores:
     """Where the threads of a pool run.
 
     A system that wakes a thread beside who woke it, and moves it away later, leaves two busy threads on one core and
-    another core idle, for a tenth of the time with the event loop between them. So a thread that knows of no idle one
-    stays on a core of its own. Else it goes where it is put: other processes may be at work on any core.
+    another core idle now and then, with the event loop between them. So a thread that knows of no idle one stays on a
+    core of its own. Else it goes where it is put: other processes may be at work on any core.
     """
 
-    def __init__(self, threads: int) -> None:
-        cores = own_cores()
-        self._cores = cores if len(cores) == threads else []
+    def __init__(self) -> None:
+        self._cores = whole_cores()
         self._next = itertools.cycle(self._cores)
         self._mine = _Mine()
+        self._forbidden = False
 
     def settle(self) -> None:
         """Keep the calling thread on its core."""
-        if self._cores and not self._mine.settled:
-            if self._mine.core is None:
-                self._mine.core = next(self._next)
-            self._put([self._mine.core])
-            self._mine.settled = True
+        if not self._cores or self._forbidden or self._mine.settled:
+            return
+        if self._mine.core is None:
+            self._mine.core = next(self._next)
+        self._mine.settled = self._put([self._mine.core])
 
     def roam(self) -> None:
         """Let the calling thread go to any core."""
-        if self._cores and self._mine.settled:
-            self._put(self._cores)
-            self._mine.settled = False
+        if self._mine.settled:
+            self._mine.settled = not self._put(self._cores)
 
-    def _put(self, cores: list[int]) -> None:
+    def _put(self, cores: list[int]) -> bool:
         try:
             os.sched_setaffinity(0, cores)
         except OSError as error:
-            # forbidden, or the container was given other cores: it costs speed, and no request
-            log.warning("threads stay where the system puts them: %s", error)
-            self._cores = []
+            # or the container has other cores by now: it costs speed, and no request
+            if not self._forbidden:
+                log.warning("threads choose no cores from now on: %s", error)
+            self._forbidden = True
+            return False
+        return True

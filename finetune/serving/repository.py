@@ -154,6 +154,11 @@ class Repository(Catalogue):
         self._metrics.ready(False)
         self._metrics.draining(True)
 
+    def hinder(self, obstacle: str | None) -> None:
+        """Be not ready for what keeps an interface from answering; None: nothing does any more."""
+        self._obstacle = obstacle
+        self._metrics.ready(self.ready)
+
     def index(self) -> list[dict[str, str]]:
         """Return each version's state in the protocol's words, and what keeps it or its new files from being ready."""
         # why exactly is for the log and an admin: it names files of this machine

@@ -73,6 +73,8 @@ def _serve(config: ServeConfig) -> None:
         # uvicorn raises the signal again after its orderly shutdown
         with contextlib.suppress(KeyboardInterrupt):
             server.run(sockets=[listener])
+    # else the process would first do what nobody waits for any more
+    service.cores.close()
     if failures:
         raise failures[0]
 
@@ -83,6 +85,7 @@ class Service(NamedTuple):
     app: FastAPI
     repository: Repository
     metrics: Metrics
+    cores: Turns
     beside: GrpcServer | None
 
 
@@ -103,7 +106,7 @@ def assemble(config: ServeConfig, on_failure: Callable[[Exception], None]) -> Se
     keys = read_keys(config.keys)
     beside = GrpcServer(config, repository, metrics, keys) if config.grpc_port else None
     app = create_app(config, repository, metrics, keys, parsing, beside, on_failure)
-    return Service(app, repository, metrics, beside)
+    return Service(app, repository, metrics, cores, beside)
 
 
 class Server(uvicorn.Server):

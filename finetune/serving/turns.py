@@ -22,7 +22,7 @@ class Turns:
 
     def __init__(self, threads: int) -> None:
         self._executor = ThreadPoolExecutor(threads, "work")
-        self._cores = OwnCores(threads)
+        self._cores = OwnCores()
         # as many again wait at the threads themselves, which else would have nothing to do until the loop has time
         self._waiting_room = threads
         self._free = threads + self._waiting_room
@@ -39,7 +39,9 @@ class Turns:
             self._pass_on()
             if result.done():
                 return
-            if error := work.exception():
+            if work.cancelled():
+                result.cancel()
+            elif error := work.exception():
                 result.set_exception(error)
             else:
                 result.set_result(work.result())
@@ -76,6 +78,10 @@ class Turns:
                 # it had been given the turn just before
                 self._pass_on()
             raise
+
+    def close(self) -> None:
+        """Begin nothing more; what runs goes on to its end."""
+        self._executor.shutdown(wait=False, cancel_futures=True)
 
     def _pass_on(self) -> None:
         if turn := self._line.take():

@@ -119,7 +119,9 @@ def test_every_bad_part_of_a_form_is_named(server: Server, photos: Path) -> None
 
 def test_a_form_without_files_gets_422(server: Server) -> None:
     response = httpx.post(f"{server.address}/predict", files={"note": (None, "hello")})
-    assert error_of(response, 422).startswith("the form has no file")
+    assert error_of(response, 422).startswith("the form's part 'note' is no file: send each photo as a part with")
+    empty = {"content": b"--e--\r\n", "headers": {"content-type": "multipart/form-data; boundary=e"}}
+    assert error_of(httpx.post(f"{server.address}/predict", **empty), 422).startswith("the form has no file")
 
 
 def test_a_form_of_many_parts_that_are_no_files_gets_413(server: Server) -> None:

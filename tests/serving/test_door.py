@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import errno
 import json
+import os
 import resource
 import signal
 import socket
@@ -11,10 +14,12 @@ import ssl
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
-from finetune.serving.open_connections import SETTLED_S
+from finetune.serving.door import Door
+from finetune.serving.open_connections import SETTLED_S, OpenConnections
 from tests.serving.conftest import Server, Start, make_certificate, until
 from tests.serving.test_connections import ALIVE, ENDED, post, read, statuses
 
@@ -144,7 +149,7 @@ def test_where_no_more_files_may_be_open_clients_wait(tiny_models: Path, start_s
     most = max(int(file.name) for file in Path(f"/proc/{server.process.pid}/fd").iterdir())
     _, hard = resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE)
     resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, (most + 1, hard))
-    told = "no more files may be open: who connects has to wait"
+    told = "who connects has to wait: Too many open files"
     with contextlib.ExitStack() as first_ones:
 
         def one_more_finds_no_place() -> bool:
@@ -229,3 +234,32 @@ def test_idle_connections_over_tls_do_not_keep_the_server_from_ending(
     server.process.send_signal(signal.SIGTERM)
     assert server.process.wait(timeout=30) == 0
     assert "error" not in {json.loads(line)["level"] for line in server.log.read_text().splitlines()}
+
+
+@pytest.mark.parametrize(
+    ("number", "waits"), [(errno.ENOBUFS, True), (errno.ENOMEM, True), (errno.ECONNABORTED, False)]
+)
+def test_a_system_without_room_is_not_asked_at_every_turn(
+    number: int, waits: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    tries = 0
+
+    async def test() -> None:
+        async def fail(_: socket.socket) -> None:
+            nonlocal tries
+            tries += 1
+            await asyncio.sleep(0)
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr(asyncio.get_running_loop(), "sock_accept", fail)
+        door = Door(Mock(), OpenConnections(9), Mock(), None)
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            door.open(listener, 9)
+            for _ in range(100):
+                await asyncio.sleep(0)
+            await door.close()
+
+    asyncio.run(asyncio.wait_for(test(), 60))
+    said = [record.message for record in caplog.records]
+    assert said == ([f"who connects has to wait: {os.strerror(number)}"] if waits else [])
+    assert tries == 1 if waits else tries > 10

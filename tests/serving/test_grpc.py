@@ -31,10 +31,12 @@ from tritonclient.utils import InferenceServerException
 from finetune.bundle import open_bundle
 from finetune.preprocess import load_pixels
 from finetune.serving.grpc_messages import QUICK_BYTES
+from finetune.serving.grpc_methods import GrpcMethods
 from finetune.serving.grpc_server import GrpcServer
 from finetune.serving.keys import Keys
 from finetune.serving.metrics import Metrics
 from finetune.serving.predictor import open_predictor
+from finetune.serving.refusal import Refusal
 from tests.ports import free_port
 from tests.serving.conftest import Server, Start, assembled, make_certificate, serve_config, start, until
 
@@ -413,6 +415,96 @@ def test_a_method_that_is_no_text_ends_neither_the_server_nor_what_runs(
     assert server.process.wait(60) == 0
 
 
+def test_who_waits_for_a_model_is_told_whether_it_is_ready(client: triton.InferenceServerClient) -> None:
+    assert client.is_model_ready("tiny", "1", headers=BEARER)
+    for name, version in (("nope", ""), ("tiny", "7")):
+        assert not client.is_model_ready(name, version, headers=BEARER)
+
+
+def test_a_model_is_loaded_from_the_repository_only(client: triton.InferenceServerClient, address: str) -> None:
+    chief = {"authorization": f"Bearer {CHIEF}"}
+    said = "a model's configuration and files are what lies in the repository; send none"
+    assert refused("INVALID_ARGUMENT", client.load_model, "tiny", headers=chief, config="{}") == said
+    asked = service_pb2.RepositoryModelLoadRequest(model_name="tiny")
+    asked.parameters["file:1/model.onnx"].bytes_param = b"other"
+    with grpc.insecure_channel(address) as channel:
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        with pytest.raises(grpc.RpcError) as error:
+            stub.RepositoryModelLoad(asked, metadata=tuple(chief.items()))
+    assert error.value.details() == said
+
+
+def test_tensors_come_in_one_way_only(address: str, raw: bytes) -> None:
+    asked = service_pb2.ModelInferRequest(model_name="tiny", raw_input_contents=[b"other"])
+    asked.inputs.add(name="encoded_images", datatype="BYTES", shape=[1]).contents.bytes_contents.append(raw)
+    with grpc.insecure_channel(address) as channel:
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        with pytest.raises(grpc.RpcError, match="not in both"):
+            stub.ModelInfer(asked, metadata=tuple(BEARER.items()))
+
+
+def test_a_server_that_cannot_listen_again_is_not_ready(
+    tiny_models: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    # the same messages twice would be one time too many for a process
+    monkeypatch.setattr(grpc, "protos", lambda _: service_pb2)
+    repository, port = assembled(tiny_models).repository, free_port()
+    beside = GrpcServer(serve_config(tiny_models, grpc_port=port), repository, Metrics(), Keys(()))
+
+    async def fail() -> None:
+        await repository.start()
+        await beside.start()
+        with socket.socket() as other, monkeypatch.context() as patched:
+            other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            fails, failing = asyncio.Event(), beside._server
+
+            async def wait(_: float) -> bool:
+                await fails.wait()
+                await failing.stop(None)
+                other.bind(("127.0.0.1", port))
+                other.listen()
+                raise UnicodeDecodeError("utf-8", b"", 0, 1, "as of a method that is no text")
+
+            patched.setattr(failing, "wait_for_termination", wait)
+            beside._watching.cancel()
+            watching = asyncio.create_task(beside._watch())
+            assert repository.ready
+            fails.set()
+            while repository.ready:
+                await asyncio.sleep(0.01)
+            with pytest.raises(Refusal, match=f"gRPC does not listen: cannot listen on .*:{port}"):
+                repository.require_ready()
+            told = len(caplog.records)
+            await asyncio.sleep(0.5)
+            assert len(caplog.records) == told, "once for each reason"
+        while not repository.ready:
+            await asyncio.sleep(0.01)
+        repository.require_ready()
+        watching.cancel()
+        await beside.stop()
+
+    asyncio.run(asyncio.wait_for(fail(), 60))
+    repository.close()
+
+
+def test_one_client_has_no_more_calls_than_are_allowed(tiny_models: Path, start_server: Start) -> None:
+    address = f"127.0.0.1:{free_port()}"
+    start_server(tiny_models, f"grpc_port={address.partition(':')[2]}", "limits.per_client=2", "limits.body_s=60")
+    going_on = threading.Event()
+
+    def late() -> Iterator[bytes]:
+        going_on.wait(60)
+        yield b""
+
+    with grpc.insecure_channel(address) as channel:
+        calls = [channel.stream_unary("/inference.GRPCInferenceService/ServerMetadata").future(late()) for _ in "123"]
+        until(lambda: any(call.done() for call in calls))
+        (refused_one,) = [call for call in calls if call.done()]
+        assert refused_one.details() == "this client has 2 calls open already"
+        going_on.set()
+        assert sum(call.exception(60) is None for call in calls) == 2
+
+
 def test_a_refusal_is_no_longer_than_clients_take(client: triton.InferenceServerClient) -> None:
     chief, dog = {"authorization": f"Bearer {CHIEF}"}, "\N{DOG}"
     said = refused("NOT_FOUND", client.load_model, dog * 50_000, headers=chief)
@@ -422,15 +514,13 @@ def test_a_refusal_is_no_longer_than_clients_take(client: triton.InferenceServer
 def test_a_look_takes_no_turn_of_a_canary(tiny_models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     repository = assembled(tiny_models).repository
     monkeypatch.setattr(repository, "choose", None)
-    # the same messages twice would be one time too many for a process
-    monkeypatch.setattr(grpc, "protos", lambda _: service_pb2)
-    server = GrpcServer(serve_config(tiny_models, grpc_port=1), repository, Metrics(), Keys(()))
+    methods = GrpcMethods(service_pb2, repository, serve_config(tiny_models).limits)
 
     async def look() -> None:
         await repository.start()
         asked = service_pb2.ModelMetadataRequest(name="tiny")
-        assert (await server.ModelMetadata(asked, {})).name == "tiny"
-        assert (await server.ModelStatistics(asked, {})).model_stats[0].name == "tiny"
+        assert (await methods.ModelMetadata(asked, {})).name == "tiny"
+        assert (await methods.ModelStatistics(asked, {})).model_stats[0].name == "tiny"
 
     asyncio.run(look())
     repository.close()

@@ -25,7 +25,7 @@ def everywhere() -> set[int]:
 
 
 def test_threads_stay_on_a_core_each_until_they_may_roam(everywhere: set[int]) -> None:
-    owned = OwnCores(len(everywhere))
+    owned = OwnCores()
     together = threading.Barrier(len(everywhere))
 
     def work() -> tuple[set[int], set[int]]:
@@ -49,38 +49,52 @@ def test_a_quota_of_less_than_the_cores_keeps_no_thread_on_one(
     (tmp_path / "cpu.max").write_text(f"{100_000 * len(everywhere) - 1} 100000\n")
     monkeypatch.setattr(parallel, "CGROUP", tmp_path)
     assert parallel.usable_cores() == len(everywhere)
-    owned = OwnCores(parallel.usable_cores())
+    owned = OwnCores()
     with ThreadPoolExecutor(1) as pool:
         pool.submit(owned.settle).result()
         assert pool.submit(cores).result() == everywhere
 
 
-def test_a_system_that_forbids_it_is_told_of_once_and_costs_no_request(
+def test_a_system_that_forbids_it_is_told_of_once_and_keeps_nobody_where_it_is(
     everywhere: set[int], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def forbidden(*_: object) -> None:
         raise PermissionError(1, "Operation not permitted")
 
-    owned = OwnCores(len(everywhere))
-    monkeypatch.setattr(os, "sched_setaffinity", forbidden)
-    with ThreadPoolExecutor(1) as pool:
-        for place in (owned.settle, owned.roam, owned.settle):
-            pool.submit(place).result()
-    (record,) = caplog.records
-    assert "Operation not permitted" in record.message
+    owned = OwnCores()
+    with ThreadPoolExecutor(1) as first, ThreadPoolExecutor(1) as second:
+        first.submit(owned.settle).result()
+        assert len(first.submit(cores).result()) == 1
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "sched_setaffinity", forbidden)
+            for pool in (second, first, second):
+                pool.submit(owned.settle).result()
+                pool.submit(owned.roam).result()
+        (record,) = caplog.records
+        assert "Operation not permitted" in record.message
+        first.submit(owned.roam).result()
+        for pool in (first, second):
+            pool.submit(owned.settle).result()
+            assert pool.submit(cores).result() == everywhere
 
 
-def test_work_stays_on_its_core_only_while_other_work_waits(everywhere: set[int]) -> None:
+@pytest.mark.parametrize(("idle", "settles"), [(1, False), (0, True)])
+def test_work_settles_where_it_comes_while_no_thread_is_idle(everywhere: set[int], idle: int, settles: bool) -> None:
     async def test() -> None:
-        turns = Turns(len(everywhere))
-        together = threading.Barrier(len(everywhere))
+        turns, gate = Turns(len(everywhere)), threading.Event()
 
         def work() -> set[int]:
-            together.wait(60)
+            gate.wait(60)
             return cores()
 
-        crowd = await asyncio.gather(*(turns.run((n,), work) for n in range(4 * len(everywhere))))
-        assert {frozenset(found) for found in crowd} >= {frozenset({core}) for core in everywhere}
-        assert await turns.run((0,), cores) == everywhere
+        running = [asyncio.ensure_future(turns.run((n,), work)) for n in range(len(everywhere) - idle)]
+        await asyncio.sleep(0)
+        next_one = asyncio.ensure_future(turns.run(("next",), cores))
+        await asyncio.sleep(0)
+        gate.set()
+        assert await asyncio.gather(*running) == [everywhere] * len(running)
+        assert len(await next_one) == (1 if settles else len(everywhere))
+        assert await turns.run(("last",), cores) == everywhere
+        turns.close()
 
     asyncio.run(asyncio.wait_for(test(), 60))

@@ -131,3 +131,25 @@ def test_work_that_outlives_the_loop_ends_in_silence(caplog: pytest.LogCaptureFi
     # waits for the thread, which tells of the work's end what is there to be told
     turns._executor.shutdown()
     assert caplog.messages == []
+
+
+def test_what_waits_is_never_begun_once_it_is_closed() -> None:
+    async def test(turns: Turns) -> None:
+        begun: list[int] = []
+        gate, begins = threading.Event(), threading.Event()
+
+        def block() -> None:
+            begins.set()
+            gate.wait(60)
+
+        running = asyncio.ensure_future(turns.run(("a",), block))
+        waiting = [asyncio.ensure_future(turns.run(("a",), begun.append, n)) for n in range(3)]
+        await asyncio.to_thread(begins.wait, 60)
+        turns.close()
+        gate.set()
+        await running
+        found = await asyncio.gather(*waiting, return_exceptions=True)
+        assert all(isinstance(each, (asyncio.CancelledError, RuntimeError)) for each in found)
+        assert not begun
+
+    run(test)
