@@ -10,6 +10,7 @@ import asyncio
 import time
 from collections.abc import Iterable
 from concurrent.futures import Executor
+from dataclasses import replace
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -17,6 +18,7 @@ from fastapi.responses import Response
 
 from finetune.bundle import OUTPUT
 from finetune.config import LimitsConfig
+from finetune.errors import ImageError
 from finetune.serving.bodies import Patience
 from finetune.serving.compression import compress
 from finetune.serving.described import AllStatistics, Configuration, IndexEntry, ModelMetadata, ServerMetadata
@@ -31,7 +33,15 @@ from finetune.serving.inference import (
 )
 from finetune.serving.inference_schema import ANSWERED, ASKED, INDEX, LOAD
 from finetune.serving.live import LiveModel
-from finetune.serving.protocol import HEADER_LENGTH, parse_parameters, parse_ready, parse_request, render_response
+from finetune.serving.photos import from_base64
+from finetune.serving.protocol import (
+    HEADER_LENGTH,
+    InferRequest,
+    parse_parameters,
+    parse_ready,
+    parse_request,
+    render_response,
+)
 from finetune.serving.refusal import Refusal
 from finetune.serving.repository import Repository
 
@@ -120,13 +130,10 @@ def inference_router(repository: Repository, limits: LimitsConfig, parsing: Exec
         patience = Patience(request.receive, limits.deadline_s)
         header_length = request.headers.get(HEADER_LENGTH)
         if len(body) <= PARSED_HERE_BYTES:
-            asked = parse_request(body, header_length)
+            asked = _parse(body, header_length)
         else:
-            work = asyncio.get_running_loop().run_in_executor(parsing, parse_request, body, header_length)
+            work = asyncio.get_running_loop().run_in_executor(parsing, _parse, body, header_length)
             asked = await patience.wait_for(work)
-        if header_length is None and ENCODED in asked.inputs:
-            hint = "JSON cannot carry a file's bytes (POST /predict takes base64)"
-            raise Refusal(400, f"{ENCODED} is taken as binary data only: {hint}")
         model = held or repository.choose(name, version)
         outputs = await infer(model, asked, limits, patience, request.state.facts)
         began = time.perf_counter()
@@ -164,3 +171,17 @@ def inference_router(repository: Repository, limits: LimitsConfig, parsing: Exec
 
 def _statistics(models: Iterable[LiveModel]) -> dict[str, Any]:
     return {"model_stats": [model.metrics.statistics() for model in models]}
+
+
+def _parse(body: bytes, header_length: str | None) -> InferRequest:
+    asked = parse_request(body, header_length)
+    if header_length is not None or ENCODED not in asked.inputs:
+        return asked
+    # JSON cannot carry a file's bytes
+    tensor, files = asked.inputs[ENCODED], []
+    for number, element in enumerate(tensor.values if tensor.datatype == "BYTES" else ()):
+        file = from_base64(element.decode())
+        if isinstance(file, ImageError):
+            raise Refusal(400, f"photo {number}: {file}")
+        files.append(file)
+    return replace(asked, inputs={**asked.inputs, ENCODED: replace(tensor, values=files)}) if files else asked

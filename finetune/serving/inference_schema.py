@@ -29,18 +29,29 @@ REQUEST = _object(
         "type": "array",
         "minItems": 1,
         "maxItems": 1,
-        "items": _object(
-            ("name", "datatype", "shape", "data"),
-            name={"const": INPUT},
-            datatype={"const": "UINT8"},
-            shape=SHAPE,
-            data={
-                "type": "array",
-                "minItems": 1,
-                "items": {"type": ["integer", "array"], "minimum": 0, "maximum": 255},
-                "description": "flat or nested, in row-major order",
-            },
-        ),
+        "items": {
+            "anyOf": [
+                _object(
+                    ("name", "datatype", "shape", "data"),
+                    name={"const": INPUT},
+                    datatype={"const": "UINT8"},
+                    shape=SHAPE,
+                    data={
+                        "type": "array",
+                        "minItems": 1,
+                        "items": {"type": ["integer", "array"], "minimum": 0, "maximum": 255},
+                        "description": "flat or nested, in row-major order",
+                    },
+                ),
+                _object(
+                    ("name", "datatype", "shape", "data"),
+                    name={"const": ENCODED},
+                    datatype={"const": "BYTES"},
+                    shape=SHAPE,
+                    data={"type": "array", "minItems": 1, "items": {"type": "string", "format": "byte"}},
+                ),
+            ]
+        },
     },
     outputs={
         "type": "array",

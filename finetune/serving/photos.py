@@ -93,10 +93,10 @@ def _from_json(body: bytes, most: int) -> list[Photo]:
     for name in document:
         if name != "photos":
             raise Refusal(422, f"unknown key {quoted(name)} beside photos: {BY_ADDRESS}")
-    return [Photo(f"photo {n}", _from_base64(photo)) for n, photo in enumerate(photos, start=1)]
+    return [Photo(f"photo {n}", from_base64(photo)) for n, photo in enumerate(photos, start=1)]
 
 
-def _from_base64(text: str) -> bytes | ImageError:
+def from_base64(text: str) -> bytes | ImageError:
     """Return a file from base64 in either alphabet, in lines or not, padded or not; or why there is none."""
     if text.startswith(("http://", "https://")):
         return ImageError("addresses of photos are not fetched; send the file in base64", "not_an_image")

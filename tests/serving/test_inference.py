@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import shutil
 import zlib
@@ -207,7 +208,7 @@ def test_what_is_wrong_is_said(client: sync.InferenceServerClient, tiny_models: 
     floats.set_data_from_numpy(np.zeros((1, SIDE_PX, SIDE_PX, 3), np.float32))
     small = sync.InferInput("images", [1, 2, 2, 3], "UINT8").set_data_from_numpy(np.zeros((1, 2, 2, 3), np.uint8))
     texts = sync.InferInput("encoded_images", [1], "BYTES")
-    texts.set_data_from_numpy(np.array(["/9j/4AAQ"], object), binary_data=False)
+    texts.set_data_from_numpy(np.array(["no base64!"], object), binary_data=False)
 
     def asking(*inputs: sync.InferInput, model: str = "tiny", **options: Any) -> Any:
         return lambda: client.infer(model, list(inputs), **{"headers": user(), **options})
@@ -232,11 +233,16 @@ def test_what_is_wrong_is_said(client: sync.InferenceServerClient, tiny_models: 
         "sequences are not taken; every request stands for itself"
     )
     assert refused(asking(good, timeout=1), 504).startswith("not answered within")
-    assert refused(asking(texts), 400) == (
-        "encoded_images is taken as binary data only: JSON cannot carry a file's bytes (POST /predict takes base64)"
-    )
+    assert refused(asking(texts), 400) == "photo 0: no base64"
     with pytest.raises(InferenceServerException, match="UTF-8"):
         sync.InferInput("encoded_images", [1], "BYTES").set_data_from_numpy(np.array(files[:1], object), False)
+
+
+def test_files_come_as_base64_in_json(client: sync.InferenceServerClient, files: list[bytes]) -> None:
+    texts = sync.InferInput("encoded_images", [len(files)], "BYTES")
+    texts.set_data_from_numpy(np.array([base64.b64encode(raw).decode() for raw in files], object), binary_data=False)
+    as_text, as_bytes = (client.infer("tiny", [given], headers=user()) for given in (texts, encoded(files)))
+    np.testing.assert_array_equal(as_text.as_numpy("probabilities"), as_bytes.as_numpy("probabilities"))
 
 
 def test_a_compressed_body_is_what_its_header_says(server: Server, files: list[bytes]) -> None:

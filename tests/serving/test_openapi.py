@@ -100,7 +100,13 @@ def test_each_route_does_what_is_said_of_it(
     (tmp_path / "photos.py").write_text(HOOKS.format(photo=red_photo))
     (tmp_path / "settings.toml").write_text(SETTINGS.format(photo=base64.b64encode(red_photo).decode()))
     (tmp_path / "keys").write_text(line("clerk", "predict", "clerk") + line("chief", "admin", "chief"))
-    server = start_server(tiny_models, "limits.body_mb=1", *([] if key is None else [f"keys={tmp_path / 'keys'}"]))
+    server = start_server(
+        tiny_models,
+        "limits.body_mb=1",
+        "limits.wait_s=3600",
+        "limits.deadline_s=3600",
+        *([] if key is None else [f"keys={tmp_path / 'keys'}"]),
+    )
     command = [sys.executable, "-m", "schemathesis.cli", "--config-file", "settings.toml", "run", *CHANCE]
     command += [f"{server.address}/openapi.json", "--include-path-regex", asked, "--no-color"]
     command += ["--max-examples", str(REQUESTS // OPERATIONS), "--request-timeout", str(ANSWER_WITHIN_S)]
