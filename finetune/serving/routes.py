@@ -19,6 +19,10 @@ class Target(NamedTuple):
     model: str
     version: int
 
+    def __str__(self) -> str:
+        """Return what the routes' file calls it."""
+        return f"{self.model}/{self.version}"
+
 
 @dataclass
 class Route:

@@ -367,6 +367,26 @@ async def test_a_model_is_unloaded_and_loaded_on_demand(models: Path, tmp_path: 
     assert versions(repository) == ["1", "1"]
 
 
+async def test_a_route_does_not_bring_an_unloaded_model_back(
+    models: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copytree(models / "tiny", models / "second")
+    routes = tmp_path / "routes.yaml"
+    routes.write_text("best: tiny/1\n")
+    repository = await opened(models, routes=str(routes))
+    await repository.unload("second")
+    routes.write_text("best: second/1\n")
+    await settled(repository)
+    assert repository.names == ["best", "tiny"]
+    assert repository.choose("best").name == "tiny", "the routes stay as they were"
+    (said,) = [record.message for record in caplog.records if record.levelno == logging.ERROR]
+    assert "best leads to second/1, which was unloaded: load it first; the routes stay" in said
+    states = [(row["name"], row["state"]) for row in repository.index()]
+    assert states == [("tiny", "READY"), ("second", "UNAVAILABLE")]
+    await repository.load("second")
+    assert repository.choose("best").name == "second"
+
+
 async def test_a_model_that_a_route_needs_is_not_unloaded(models: Path, tmp_path: Path) -> None:
     routes = tmp_path / "routes.yaml"
     routes.write_text("best: tiny/1\n")
