@@ -53,7 +53,7 @@ class Repository(Catalogue):
         self._thread = ThreadPoolExecutor(1, "load-models")
 
     async def start(self) -> None:
-        """Open and warm up all models; raises where none of one's versions works, or a route leads to what does not."""
+        """Open and warm up all models; raises where none of one's versions works, or none that a route leads to."""
         async with self._lock:
             wanted = await self._in_thread(self._looks.look, frozenset(self._unloaded))
             failures = {
@@ -64,10 +64,9 @@ class Repository(Catalogue):
             pinned = {target for route in wanted.routes.values() for target in route.weights}
             for target, error in failures.items():
                 self._tell(target)
-                if target in pinned or not (target.model in self.models or await self._fall_back(target)):
+                if not (target.model in self.models or await self._fall_back(target) or target in pinned):
                     raise error
-            self._require_targets(wanted.routes)
-            self._routes = wanted.routes
+            self._routes = {name: self._followable(name, route) for name, route in wanted.routes.items()}
         self._started = True
         self._metrics.ready(self.ready)
 
@@ -243,9 +242,29 @@ class Repository(Catalogue):
                 if not self._serves(target):
                     raise FinetuneError(self._leads_nowhere(name, target))
 
+    def _followable(self, name: str, route: Route) -> Route:
+        """Return a route without what does not answer, as a canary keeps no server from its start.
+
+        Raises FinetuneError where nothing is left.
+        """
+        left = {target: share for target, share in route.weights.items() if self._serves(target)}
+        for target in route.weights:
+            if target in left:
+                continue
+            complaint = self._leads_nowhere(name, target)
+            if not left:
+                raise FinetuneError(complaint)
+            log.error("%s; the others have its share", complaint)
+            if target not in self._failed:
+                self._metrics.load_failed(target.model)
+        return Route(left)
+
     def _leads_nowhere(self, name: str, target: Target) -> str:
+        failure = self._failed.get(target)
         if target.model in self._unloaded:
             why = "was unloaded: load it first"
+        elif failure is not None and failure.told:
+            why = f"cannot be opened: {failure.reason}"
         else:
             why = f"is not served (served: {listed(f'{m.name}/{m.version}' for m in self.everything)})"
         return f"routes={self._config.routes}: {name} leads to {target}, which {why}"

@@ -193,6 +193,30 @@ async def test_a_route_to_what_cannot_be_opened_is_no_start(models: Path, tmp_pa
         await opened(models, routes=str(tmp_path / "routes.yaml"))
 
 
+async def test_a_part_of_a_route_that_cannot_be_opened_leaves_its_share_to_the_others(
+    models: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    damage(add_version(models, 2))
+    routes = tmp_path / "routes.yaml"
+    routes.write_text("tiny: {tiny/1: 80, tiny/2: 10, tiny/3: 10}\n")
+    service = assembled(models, routes=str(routes))
+    repository = service.repository
+    await repository.start()
+    assert repository.ready
+    assert {repository.choose("tiny").version for _ in range(20)} == {"1"}
+    said = [record.message for record in caplog.records if record.levelno == logging.ERROR]
+    assert "sha256 differs" in said[0]
+    assert "tiny leads to tiny/2, which cannot be opened" in said[1]
+    assert "tiny leads to tiny/3, which is not served (served: tiny/1); the others have its share" in said[2]
+    assert b'load_failures_total{model="tiny"} 2.0' in service.metrics.text()[0]
+    shutil.rmtree(models / "tiny" / "2")
+    add_version(models, 2)
+    add_version(models, 3)
+    await settled(repository)
+    drawn = Counter(repository.choose("tiny").version for _ in range(10))
+    assert drawn == {"1": 8, "2": 1, "3": 1}, "mended, the route is as its file has it"
+
+
 async def test_a_load_past_routes_that_cannot_be_followed_is_told(models: Path, tmp_path: Path) -> None:
     routes = tmp_path / "routes.yaml"
     routes.write_text("best: tiny/1\n")
