@@ -16,6 +16,7 @@ from finetune.serving.catalogue import Catalogue, listed
 from finetune.serving.live import LiveModel
 from finetune.serving.looks import Looks, Wanted
 from finetune.serving.metrics import Metrics
+from finetune.serving.missing import Missing
 from finetune.serving.refusal import Refusal
 from finetune.serving.routes import Route, Target
 from finetune.serving.shelf import Signature
@@ -47,6 +48,7 @@ class Repository(Catalogue):
         self._looks = Looks(config)
         self._opened: dict[Target, Signature] = {}
         self._failed: dict[Target, Failure] = {}
+        self._missing = Missing()
         self._unloaded: set[str] = set()
         self._complaint = ""
         self._lock = asyncio.Lock()
@@ -91,6 +93,7 @@ class Repository(Catalogue):
                 wanted = await self._in_thread(self._looks.look, frozenset(self._unloaded))
             except FinetuneError as error:
                 self._complain(str(error))
+                await self._miss(now)
                 return
             for target, signature in wanted.signatures.items():
                 same_s, at_once = self._looks.same_for_s(target, signature), target.model == now
@@ -113,12 +116,14 @@ class Repository(Catalogue):
                 }
                 self._complaint = ""
             self._let_go(wanted)
+            await self._miss(now)
 
     async def load(self, name: str) -> None:
         """Open a model's versions as they are on disk now; raises Refusal where that does not work."""
         self._unloaded.discard(name)
         await self.refresh(now=name)
         failures = [failure.reason for target, failure in self._failed.items() if target.model == name]
+        failures += self._missing.of(name)
         if failures:
             raise Refusal(400, f"{name} cannot be loaded: {'; '.join(failures)}")
         if self._complaint:
@@ -147,13 +152,16 @@ class Repository(Catalogue):
     def index(self) -> list[dict[str, str]]:
         """Return each version's state in the protocol's words, and what keeps it or its new files from being ready."""
         # why exactly is for the log and an admin: it names files of this machine
-        changed = "its files have changed and cannot be opened; what was open goes on"
+        reasons = {
+            **dict.fromkeys(self._missing.reasons, "its files cannot be read any more; what was open goes on"),
+            **dict.fromkeys(self._failed, "its files have changed and cannot be opened; what was open goes on"),
+        }
         rows = [
             {
                 "name": model.name,
                 "version": model.version,
                 "state": "READY",
-                "reason": changed if Target(model.name, int(model.version)) in self._failed else "",
+                "reason": reasons.get(Target(model.name, int(model.version)), ""),
             }
             for model in self.everything
         ]
@@ -226,6 +234,9 @@ class Repository(Catalogue):
                     self._drop(Target(name, version))
                     log.info("%s version %d was let go", name, version)
         self._failed = {target: known for target, known in self._failed.items() if target in wanted.signatures}
+
+    async def _miss(self, now: str | None) -> None:
+        self._missing.note(await self._in_thread(self._looks.shelf.missing, sorted(self._opened)), now)
 
     def _drop(self, target: Target) -> None:
         del self.models[target.model][target.version]

@@ -254,7 +254,74 @@ async def test_a_file_damaged_or_deleted_under_the_server_changes_nothing(models
     await settled(repository)
     assert repository.choose("tiny") is before
     await before.classify([photo])
-    assert [(row["state"], row["reason"]) for row in repository.index()] == [("READY", "")]
+    reason = "its files cannot be read any more; what was open goes on"
+    assert [(row["state"], row["reason"]) for row in repository.index()] == [("READY", reason)]
+
+
+async def test_files_that_go_away_under_what_is_served_are_told_of_once(
+    models: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    add_version(models, 2)
+    routes = tmp_path / "routes.yaml"
+    routes.write_text("tiny: {tiny/1: 90, tiny/2: 10}\n")
+    repository = await opened(models, routes=str(routes))
+
+    def told() -> list[str]:
+        return [record.message for record in caplog.records if record.levelno == logging.WARNING]
+
+    for _ in range(2):
+        caplog.clear()
+        (models / "tiny" / "2").rename(tmp_path / "2")
+        await repository.refresh()
+        assert not told(), "it may just be renamed"
+        await settled(repository)
+        (said,) = told()
+        assert "the files of tiny/2 cannot be read any more" in said
+        assert "No such file or directory" in said
+        assert versions(repository) == ["1", "2"]
+        assert [bool(row["reason"]) for row in repository.index()] == [False, True]
+        (tmp_path / "2").rename(models / "tiny" / "2")
+        await settled(repository)
+        assert not any(row["reason"] for row in repository.index())
+    caplog.clear()
+    models.rename(tmp_path / "away")
+    await settled(repository)
+    (said,) = told()
+    assert "the files of tiny/1, tiny/2 cannot be read any more" in said
+    caplog.clear()
+    (tmp_path / "away").rename(models)
+    await settled(repository)
+    models.rename(tmp_path / "away")
+    routes.rename(tmp_path / "away" / "routes.yaml")
+    await settled(repository)
+    (said,) = told()
+    assert "the files of tiny/1, tiny/2 cannot be read any more" in said, "though the routes cannot be read either"
+
+
+@pytest.mark.parametrize("gone", ["tiny/1", "tiny", "."])
+async def test_a_load_of_what_is_not_there_any_more_is_refused(
+    models: Path, gone: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    repository = await opened(models, reload_s=0)
+    shutil.rmtree(models / gone)
+    for _ in range(2):
+        with pytest.raises(Refusal, match=r"tiny cannot be loaded: .*No such file or directory") as refused:
+            await repository.load("tiny")
+        assert refused.value.status == 400
+    assert repository.choose("tiny").version == "1"
+    (said,) = [record.message for record in caplog.records if record.levelno == logging.WARNING]
+    assert "the files of tiny/1 cannot be read any more" in said
+
+
+async def test_a_version_that_another_takes_the_place_of_is_not_missed(
+    models: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    add_version(models, 2)
+    repository = await opened(models)
+    shutil.rmtree(models / "tiny" / "2")
+    await settled(repository)
+    assert versions(repository) == ["1"]
+    assert not [record for record in caplog.records if record.levelno == logging.WARNING]
 
 
 async def test_deleting_the_newest_version_goes_back_to_the_one_before(models: Path) -> None:
