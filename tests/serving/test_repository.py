@@ -431,6 +431,52 @@ async def test_routes_share_out_a_name_and_follow_their_file(models: Path, tmp_p
     assert repository.choose("tiny").version == "2"
 
 
+async def test_one_model_needs_no_name_whatever_routes_lead_to_it(models: Path, tmp_path: Path) -> None:
+    add_version(models, 2)
+    routes = tmp_path / "routes.yaml"
+    routes.write_text("stable: tiny/1\n")
+    repository = await opened(models, routes=str(routes))
+    assert repository.choose(None).version == "2"
+    routes.write_text("stable: tiny/2\ntiny: {tiny/1: 50, tiny/2: 50}\n")
+    await settled(repository)
+    assert Counter(repository.choose(None).version for _ in range(10)) == {"1": 5, "2": 5}
+    shutil.copytree(models / "tiny", models / "second")
+    await settled(repository)
+    with pytest.raises(Refusal, match="several models are served; name one of second, stable, tiny"):
+        repository.choose(None)
+
+
+async def test_a_route_answers_the_versions_that_it_leads_to(models: Path, tmp_path: Path) -> None:
+    for name in ("bad name", "second"):
+        shutil.copytree(models / "tiny", models / name)
+    add_version(models, 2)
+    routes = tmp_path / "routes.yaml"
+    routes.write_text("stable: tiny/1\nboth: {second/1: 50, bad name/1: 50}\nsecond: {second/1: 90, tiny/2: 10}\n")
+    repository = await opened(models, routes=str(routes))
+    assert repository.choose("stable", "1") is repository.choose("tiny", "1")
+    assert repository.choose("second", "2") is repository.choose("tiny", "2")
+    for name, version, reason in (
+        ("stable", "2", "stable is a route to tiny/1; ask that"),
+        ("both", "1", "both is a route to second/1, bad name/1; ask that"),
+        ("second", "3", r"no version 3 of second \(served: 1\)"),
+    ):
+        with pytest.raises(Refusal, match=reason) as refused:
+            repository.choose(name, version)
+        assert refused.value.status == 404
+    with pytest.raises(Refusal, match="stable is a route to tiny/1; ask that"):
+        await repository.unload("stable")
+
+    def answering(name: str) -> list[str]:
+        return [f"{model.name}/{model.version}" for model in repository.find_all(name)]
+
+    assert answering("tiny") == ["tiny/1", "tiny/2"]
+    assert answering("stable") == ["tiny/1"]
+    assert answering("both") == ["bad name/1", "second/1"]
+    assert answering("second") == ["second/1", "tiny/2"]
+    with pytest.raises(Refusal, match="did you mean 'stable'"):
+        answering("stabel")
+
+
 async def test_a_route_to_nowhere_is_refused_at_the_start(models: Path, tmp_path: Path) -> None:
     routes = tmp_path / "routes.yaml"
     routes.write_text("best: tiny/4\n")
