@@ -131,7 +131,7 @@ def inference_router(repository: Repository, limits: LimitsConfig, parsing: Exec
         outputs = await infer(model, asked, limits, patience, request.state.facts)
         began = time.perf_counter()
         content, headers = render_response(asked, model.name, model.version, outputs, {OUTPUT: model.predictor.labels})
-        model.metrics.formatted(len(outputs[OUTPUT]), time.perf_counter() - began)
+        model.metrics.formatted(time.perf_counter() - began)
         if len(content) >= COMPRESSED_BYTES:
             content, encoding = compress(content, request.headers.get("accept-encoding"))
             if encoding is not None:
