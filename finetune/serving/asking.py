@@ -13,6 +13,7 @@ from finetune.serving.batcher import Probabilities
 from finetune.serving.bodies import ClientLeft, Patience
 from finetune.serving.live import LiveModel
 from finetune.serving.refusal import Refusal
+from finetune.serving.request_times import begin_times
 
 # What a request turned out to be, for its line in the log.
 Facts = dict[str, Any]
@@ -29,7 +30,7 @@ async def ask(
     facts.update(model=f"{model.name}/{model.version}", photos=photos)
     # of the span of this request, where there is one
     trace.get_current_span().set_attributes({f"finetune.{name}": value for name, value in facts.items()})
-    began = time.perf_counter()
+    began, times = time.perf_counter(), begin_times()
     try:
         rows = await patience.wait_for(answering)
     except ClientLeft:
@@ -43,7 +44,7 @@ async def ask(
         raise
     readable = sum(not isinstance(row, ImageError) for row in rows)
     if readable:
-        model.metrics.succeeded(readable, time.perf_counter() - began)
+        model.metrics.succeeded(readable, time.perf_counter() - began, times)
     else:
         model.metrics.failed("OTHER", time.perf_counter() - began)
     return rows

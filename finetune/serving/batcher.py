@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from finetune.preprocess import Pixels
 from finetune.serving.line import Line
+from finetune.serving.request_times import RequestTimes, current_times
 
 Probabilities = NDArray[np.float32]
 # A batch's rows, and the seconds that it ran.
@@ -33,6 +34,9 @@ class _Photo:
     pixels: Pixels
     row: asyncio.Future[Probabilities]
     since: float = field(default_factory=time.perf_counter)
+    waited_s: float = 0.0
+    # a batch is of many requests, and begun by any of them
+    times: RequestTimes = field(default_factory=current_times)
 
 
 class Batcher:
@@ -106,7 +110,8 @@ class Batcher:
         batch: list[_Photo] = []
         now = time.perf_counter()
         while len(batch) < self.max_batch and (photo := self._line.take()):
-            self._timings.waited(now - photo.since)
+            photo.waited_s = now - photo.since
+            self._timings.waited(photo.waited_s)
             batch.append(photo)
         return batch
 
@@ -124,4 +129,5 @@ class Batcher:
         self._timings.ran(len(batch), seconds)
         for photo, row in zip(batch, rows, strict=True):
             if not photo.row.done():
+                photo.times.ran(photo.waited_s, seconds)
                 photo.row.set_result(row)

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from finetune.errors import nearest
 from finetune.serving.live import LiveModel
 from finetune.serving.refusal import Refusal
-from finetune.serving.routes import Route
+from finetune.serving.routes import Route, Target
 
 
 class Catalogue:
@@ -76,6 +76,17 @@ class Catalogue:
         target = max(found.weights, key=found.weights.__getitem__)
         return self.models[target.model][target.version]
 
+    def find_all(self, name: str) -> list[LiveModel]:
+        """Return all that a name may be answered by: a model's versions, and those that a route leads to."""
+        self.require(name)
+        return self._answering(name)
+
+    def _answering(self, name: str) -> list[LiveModel]:
+        targets = {Target(name, version) for version in self.models.get(name, ())}
+        if name in self._routes:
+            targets |= self._routes[name].weights.keys()
+        return [self.models[target.model][target.version] for target in sorted(targets)]
+
     def _require_models(self) -> None:
         if not self._started:
             raise Refusal(503, "the models are still loading", retry_after_s=1)
@@ -85,22 +96,29 @@ class Catalogue:
     def _find(self, name: str | None, version: str | None) -> LiveModel | Route:
         self._require_models()
         if name is None:
-            if len(self.names) != 1:
+            if len(self.models) != 1:
                 raise Refusal(400, f"several models are served; name one of {', '.join(self.names)}")
-            name = self.names[0]
+            # a route is another name of it, unless it has the same
+            (name,) = self.models
         if version is None and name in self._routes:
             return self._routes[name]
-        versions = self.models.get(name)
+        versions = self.models.get(name, {})
+        if version is None:
+            if not versions:
+                raise self._unknown(name)
+            return versions[max(versions)]
+        asked = [model for model in self._answering(name) if model.version == version]
+        # a route may lead to versions of one number of several models
+        found = [model for model in asked if model.name == name] or asked
+        if len(found) == 1:
+            return found[0]
         if not versions:
             raise self._unknown(name)
-        if version is None:
-            return versions[max(versions)]
-        for number, model in versions.items():
-            if str(number) == version:
-                return model
         raise Refusal(404, f"no version {version[:20]} of {name} (served: {listed(sorted(versions))})")
 
     def _unknown(self, name: str) -> Refusal:
+        if name in self._routes:
+            return Refusal(404, f"{name} is a route to {listed(self._routes[name].weights)}; ask that")
         return Refusal(404, f"no model '{name[:100]}'{nearest(name[:100], self.names)} (served: {listed(self.names)})")
 
 

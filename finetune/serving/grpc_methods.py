@@ -66,13 +66,11 @@ class GrpcMethods:
 
     async def ModelMetadata(self, message: Any, _: Facts) -> Any:
         model = self._repository.find(message.name, message.version or None)
-        return self._messages.ModelMetadataResponse(
-            **describe_model(model, self._repository.models.get(message.name, {}))
-        )
+        return self._messages.ModelMetadataResponse(**describe_model(model, self._repository.find_all(message.name)))
 
     async def ModelConfig(self, message: Any, _: Facts) -> Any:
         model = self._repository.find(message.name, message.version or None)
-        return self._messages.ModelConfigResponse(config=configuration(model))
+        return self._messages.ModelConfigResponse(config=configuration(model, self._repository.find_all(message.name)))
 
     async def ModelInfer(self, message: Any, facts: Facts) -> Any:
         name, version = message.model_name, message.model_version or None
@@ -91,10 +89,12 @@ class GrpcMethods:
         return answer
 
     async def ModelStatistics(self, message: Any, _: Facts) -> Any:
-        if message.name:
-            models = [self._repository.find(message.name, message.version or None)]
-        else:
+        if not message.name:
             models = self._repository.everything
+        elif message.version:
+            models = [self._repository.find(message.name, message.version)]
+        else:
+            models = self._repository.find_all(message.name)
         return self._messages.ModelStatisticsResponse(model_stats=[m.metrics.statistics() for m in models])
 
     async def RepositoryIndex(self, message: Any, _: Facts) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Iterable, Mapping
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -52,12 +52,15 @@ def describe_server(repository: Repository) -> dict[str, Any]:
     }
 
 
-def describe_model(model: LiveModel, versions: Mapping[int, LiveModel]) -> dict[str, Any]:
-    """Return a model's metadata: its inputs, either of which is given, and its output."""
+def describe_model(model: LiveModel, answering: Sequence[LiveModel]) -> dict[str, Any]:
+    """Return a model's metadata: its inputs, either of which is given, and its output.
+
+    answering: all that the name asked for may be answered by.
+    """
     side_px = model.predictor.preprocessing.image_size
     return {
         "name": model.name,
-        "versions": [str(number) for number in sorted(versions)] or [model.version],
+        "versions": [other.version for other in answering if other.name == model.name],
         "platform": "onnxruntime_onnx",
         "inputs": [
             {"name": INPUT, "datatype": "UINT8", "shape": [-1, side_px, side_px, 3]},
@@ -73,8 +76,8 @@ def require_no_content(parameters: Iterable[str]) -> None:
         raise Refusal(400, "a model's configuration and files are what lies in the repository; send none")
 
 
-def configuration(model: LiveModel) -> dict[str, Any]:
-    """Return a model as Triton's ModelConfig."""
+def configuration(model: LiveModel, answering: Sequence[LiveModel]) -> dict[str, Any]:
+    """Return a model as Triton's ModelConfig; answering: as `describe_model` has it."""
     side_px = model.predictor.preprocessing.image_size
     decoded = {"name": INPUT, "data_type": "TYPE_UINT8", "format": "FORMAT_NHWC", "dims": [side_px, side_px, 3]}
     encoded = {"name": ENCODED, "data_type": "TYPE_STRING", "format": "FORMAT_NONE", "dims": [1]}
@@ -82,7 +85,7 @@ def configuration(model: LiveModel) -> dict[str, Any]:
         "name": model.name,
         "platform": "onnxruntime_onnx",
         "backend": "onnxruntime",
-        "version_policy": {"specific": {"versions": [int(model.version)]}},
+        "version_policy": {"specific": {"versions": [int(m.version) for m in answering if m.name == model.name]}},
         "max_batch_size": model.request_photos,
         "input": [{**decoded, "optional": True}, {**encoded, "optional": True}],
         "output": [

@@ -70,8 +70,8 @@ def inference_router(repository: Repository, limits: LimitsConfig, parsing: Exec
     # a function for each path, as a `version` that may be missing would become a parameter of the query
     @router.get("/models/{name}/stats", response_model=AllStatistics)
     async def statistics(name: str) -> dict[str, Any]:
-        """Count what a model did since it was loaded."""
-        return _statistics([repository.find(name)])
+        """Count what each version of a model, or of a route, did since it was loaded."""
+        return _statistics(repository.find_all(name))
 
     @router.get("/models/{name}/versions/{version}/stats", response_model=AllStatistics)
     async def statistics_of_version(name: str, version: str) -> dict[str, Any]:
@@ -81,22 +81,22 @@ def inference_router(repository: Repository, limits: LimitsConfig, parsing: Exec
     @router.get("/models/{name}", response_model=ModelMetadata)
     async def metadata(name: str) -> dict[str, Any]:
         """Describe a model's inputs and outputs."""
-        return describe_model(repository.find(name), repository.models.get(name, {}))
+        return describe_model(repository.find(name), repository.find_all(name))
 
     @router.get("/models/{name}/versions/{version}", response_model=ModelMetadata)
     async def metadata_of_version(name: str, version: str) -> dict[str, Any]:
         """Describe the inputs and outputs of a version of a model."""
-        return describe_model(repository.find(name, version), repository.models.get(name, {}))
+        return describe_model(repository.find(name, version), repository.find_all(name))
 
     @router.get("/models/{name}/config", response_model=Configuration)
     async def config(name: str) -> dict[str, Any]:
         """Describe a model as Triton's configuration does."""
-        return configuration(repository.find(name))
+        return configuration(repository.find(name), repository.find_all(name))
 
     @router.get("/models/{name}/versions/{version}/config", response_model=Configuration)
     async def config_of_version(name: str, version: str) -> dict[str, Any]:
         """Describe a version of a model as Triton's configuration does."""
-        return configuration(repository.find(name, version))
+        return configuration(repository.find(name, version), repository.find_all(name))
 
     @router.get("/models/{name}/ready", response_class=Response)
     async def ready(name: str) -> Response:
@@ -138,7 +138,7 @@ def inference_router(repository: Repository, limits: LimitsConfig, parsing: Exec
         outputs = await infer(model, asked, limits, patience, request.state.facts)
         began = time.perf_counter()
         content, headers = render_response(asked, model.name, model.version, outputs, {OUTPUT: model.predictor.labels})
-        model.metrics.formatted(len(outputs[OUTPUT]), time.perf_counter() - began)
+        model.metrics.formatted(time.perf_counter() - began)
         if len(content) >= COMPRESSED_BYTES:
             content, encoding = compress(content, request.headers.get("accept-encoding"))
             if encoding is not None:

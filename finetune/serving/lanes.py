@@ -16,6 +16,7 @@ from finetune.preprocess import Pixels
 from finetune.serving.admission import client
 from finetune.serving.batcher import Batcher, Probabilities, Timings
 from finetune.serving.predictor import Predictor
+from finetune.serving.request_times import current_times
 from finetune.serving.turns import Turns
 
 Result = TypeVar("Result")
@@ -69,6 +70,7 @@ class Apart:
             left.set()
             raise
         self._timings.decoded(timed.decoded_s)
+        current_times().decoded(timed.decoded_s)
         return self._told(timed)
 
     async def run(self, pixels: Pixels) -> Probabilities:
@@ -92,6 +94,7 @@ class Apart:
     def _told(self, timed: Timed) -> Probabilities:
         self._timings.waited(timed.waited_s)
         self._timings.ran(1, timed.ran_s)
+        current_times().ran(timed.waited_s, timed.ran_s)
         return timed.row
 
 
@@ -104,6 +107,7 @@ class Together:
     async def classify(self, raw: bytes) -> Probabilities:
         pixels, seconds = await self._decoding.run((client.get(), self._who), self._timed, raw)
         self._timings.decoded(seconds)
+        current_times().decoded(seconds)
         return await self._batcher.submit(pixels, client.get())
 
     async def run(self, pixels: Pixels) -> Probabilities:

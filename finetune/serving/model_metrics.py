@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from finetune.serving.drift import Drift
+from finetune.serving.request_times import RequestTimes
 from finetune.serving.statistics import Failure, Statistics
 
 # 1 ms to 10 s: a photo on a GPU, and a queue that nobody should stand in.
@@ -85,12 +86,10 @@ class ModelMetrics:
     def decoded(self, seconds: float) -> None:
         """A photo was decoded and resized in so long."""
         self._decode.observe(seconds)
-        self._statistics.decoded(seconds)
 
     def waited(self, seconds: float) -> None:
         """A photo waited so long for a core, or a decoded one for its batch."""
         self._wait.observe(seconds)
-        self._statistics.waited(seconds)
 
     def ran(self, photos: int, seconds: float) -> None:
         """A batch of so many photos went through the model."""
@@ -98,18 +97,18 @@ class ModelMetrics:
         self._run.observe(seconds)
         self._statistics.ran(photos, seconds)
 
-    def formatted(self, photos: int, seconds: float) -> None:
-        """The probabilities of so many photos were made an answer, together in so long."""
-        self._statistics.formatted(photos, seconds)
+    def formatted(self, seconds: float) -> None:
+        """The probabilities of a request that succeeded were made an answer in so long."""
+        self._statistics.formatted(seconds)
 
     def pending(self, delta: int) -> None:
         """So many photos more, or fewer, are decoded, wait or run."""
         self._pending.inc(delta)
         self._statistics.pending(delta)
 
-    def succeeded(self, photos: int, request_s: float) -> None:
-        """A request of so many photos was answered; request_s: from its arrival."""
-        self._statistics.succeeded(photos, request_s)
+    def succeeded(self, photos: int, request_s: float, times: RequestTimes) -> None:
+        """A request of so many photos was answered; request_s: from its arrival; times: of its photos."""
+        self._statistics.succeeded(photos, request_s, times)
 
     def failed(self, reason: Failure, request_s: float = 0.0) -> None:
         """A request that had reached this model was not answered."""

@@ -64,10 +64,10 @@ def predict_router(repository: Repository, limits: LimitsConfig, parsing: Execut
                 predictions.append(Unreadable(error=f"{name}: {row}" if name else str(row)))
             else:
                 predictions.append(chosen.predictor.explain(row, query.top))
-        chosen.metrics.formatted(len(photos), time.perf_counter() - began)
         errors = [entry.error for entry in predictions if isinstance(entry, Unreadable)]
         if len(errors) == len(photos):
             raise Refusal(422, "; ".join(errors))
+        chosen.metrics.formatted(time.perf_counter() - began)
         answer = Answer(model=chosen.name, version=chosen.version, predictions=predictions)
         return Response(to_json(answer), media_type="application/json")
 

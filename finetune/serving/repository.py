@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from finetune.config import ServeConfig
 from finetune.errors import FinetuneError
 from finetune.serving.catalogue import Catalogue, listed
 from finetune.serving.live import LiveModel
+from finetune.serving.looks import Looks, Wanted
 from finetune.serving.metrics import Metrics
+from finetune.serving.missing import Missing
 from finetune.serving.refusal import Refusal
-from finetune.serving.routes import Route, Target, read_routes
-from finetune.serving.shelf import Shelf, Signature
+from finetune.serving.routes import Route, Target
+from finetune.serving.shelf import Signature
 
 log = logging.getLogger(__name__)
 
@@ -26,13 +27,6 @@ log = logging.getLogger(__name__)
 QUIET_S = 5
 # Opens a version's folder as the target it is served as; takes seconds, raises what goes wrong.
 Open = Callable[[Path, Target], LiveModel]
-
-
-class Wanted(NamedTuple):
-    """What the disk asks for at one moment."""
-
-    signatures: dict[Target, Signature]
-    routes: dict[str, Route]
 
 
 @dataclass
@@ -51,20 +45,19 @@ class Repository(Catalogue):
         """Raises FinetuneError where there is no bundle."""
         super().__init__()
         self._config, self._open, self._metrics = config, open_model, metrics
-        self._shelf = Shelf(config.models)
+        self._looks = Looks(config)
         self._opened: dict[Target, Signature] = {}
         self._failed: dict[Target, Failure] = {}
-        # the files of the last look, and when they were first seen so
-        self._seen: dict[Target, tuple[Signature, float]] = {}
+        self._missing = Missing()
         self._unloaded: set[str] = set()
         self._complaint = ""
         self._lock = asyncio.Lock()
         self._thread = ThreadPoolExecutor(1, "load-models")
 
     async def start(self) -> None:
-        """Open and warm up all models; raises where none of one's versions works, or a route leads to what does not."""
+        """Open and warm up all models; raises where none of one's versions works, or none that a route leads to."""
         async with self._lock:
-            wanted = await self._in_thread(self._look)
+            wanted = await self._in_thread(self._looks.look, frozenset(self._unloaded))
             failures = {
                 target: error
                 for target, signature in wanted.signatures.items()
@@ -73,10 +66,9 @@ class Repository(Catalogue):
             pinned = {target for route in wanted.routes.values() for target in route.weights}
             for target, error in failures.items():
                 self._tell(target)
-                if target in pinned or not (target.model in self.models or await self._fall_back(target)):
+                if not (target.model in self.models or await self._fall_back(target) or target in pinned):
                     raise error
-            self._require_targets(wanted.routes)
-            self._routes = wanted.routes
+            self._routes = {name: self._followable(name, route) for name, route in wanted.routes.items()}
         self._started = True
         self._metrics.ready(self.ready)
 
@@ -98,12 +90,13 @@ class Repository(Catalogue):
         """
         async with self._lock:
             try:
-                wanted = await self._in_thread(self._look)
+                wanted = await self._in_thread(self._looks.look, frozenset(self._unloaded))
             except FinetuneError as error:
                 self._complain(str(error))
+                await self._miss(now)
                 return
             for target, signature in wanted.signatures.items():
-                same_s, at_once = self._same_for_s(target, signature), target.model == now
+                same_s, at_once = self._looks.same_for_s(target, signature), target.model == now
                 if at_once:
                     # what kept it from being opened may be gone, though its files are the same
                     self._failed.pop(target, None)
@@ -123,12 +116,14 @@ class Repository(Catalogue):
                 }
                 self._complaint = ""
             self._let_go(wanted)
+            await self._miss(now)
 
     async def load(self, name: str) -> None:
         """Open a model's versions as they are on disk now; raises Refusal where that does not work."""
         self._unloaded.discard(name)
         await self.refresh(now=name)
         failures = [failure.reason for target, failure in self._failed.items() if target.model == name]
+        failures += self._missing.of(name)
         if failures:
             raise Refusal(400, f"{name} cannot be loaded: {'; '.join(failures)}")
         if self._complaint:
@@ -162,20 +157,23 @@ class Repository(Catalogue):
     def index(self) -> list[dict[str, str]]:
         """Return each version's state in the protocol's words, and what keeps it or its new files from being ready."""
         # why exactly is for the log and an admin: it names files of this machine
-        changed = "its files have changed and cannot be opened; what was open goes on"
+        reasons = {
+            **dict.fromkeys(self._missing.reasons, "its files cannot be read any more; what was open goes on"),
+            **dict.fromkeys(self._failed, "its files have changed and cannot be opened; what was open goes on"),
+        }
         rows = [
             {
                 "name": model.name,
                 "version": model.version,
                 "state": "READY",
-                "reason": changed if Target(model.name, int(model.version)) in self._failed else "",
+                "reason": reasons.get(Target(model.name, int(model.version)), ""),
             }
             for model in self.everything
         ]
         rows += [
             {"name": target.model, "version": str(target.version), "state": "UNAVAILABLE", "reason": "cannot be opened"}
             for target in self._failed
-            if target.version not in self.models.get(target.model, {})
+            if not self._serves(target)
         ]
         gone = {"version": "", "state": "UNAVAILABLE", "reason": "unloaded"}
         return rows + [{"name": name, **gone} for name in sorted(self._unloaded)]
@@ -187,29 +185,6 @@ class Repository(Catalogue):
     async def _in_thread(self, function: Callable[..., Any], *arguments: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._thread, function, *arguments)
 
-    def _look(self) -> Wanted:
-        routes = read_routes(self._config.routes) if self._config.routes else {}
-        pinned = {target for route in routes.values() for target in route.weights}
-        wanted = set(pinned)
-        for name, versions in self._shelf.versions().items():
-            if name in self._unloaded:
-                continue
-            if self._config.versions == "all":
-                wanted |= {Target(name, version) for version in versions}
-            elif name not in routes:
-                wanted.add(Target(name, max(versions)))
-        signatures = {target: self._shelf.signature(target) for target in sorted(wanted)}
-        return Wanted({target: files for target, files in signatures.items() if files}, routes)
-
-    def _same_for_s(self, target: Target, signature: Signature) -> float:
-        """Return for how long looks in turn have found the same files; 0 where this is the first that does."""
-        now = time.monotonic()
-        known, since = self._seen.get(target, (signature, now))
-        if known != signature:
-            since = now
-        self._seen[target] = (signature, since)
-        return now - since
-
     def _differs(self, target: Target, signature: Signature) -> bool:
         """Whether these are other files than those that were opened last, or could not be."""
         failed = self._failed.get(target)
@@ -217,10 +192,10 @@ class Repository(Catalogue):
 
     async def _fall_back(self, target: Target) -> bool:
         """Open the newest version before one that cannot be, which a server that had not ended would serve by now."""
-        older = [Target(target.model, version) for version in self._shelf.versions().get(target.model, ())]
+        older = [Target(target.model, version) for version in self._looks.shelf.versions().get(target.model, ())]
         for candidate in sorted(older, reverse=True):
             if candidate < target:
-                if await self._exchange(candidate, self._shelf.signature(candidate)) is None:
+                if await self._exchange(candidate, self._looks.shelf.signature(candidate)) is None:
                     return True
                 self._tell(candidate)
         return False
@@ -228,7 +203,7 @@ class Repository(Catalogue):
     async def _exchange(self, target: Target, signature: Signature) -> Exception | None:
         """Open a version; returns what kept it from being opened, which `_tell` logs and counts."""
         try:
-            model = await self._in_thread(self._open, self._shelf.folder(target), target)
+            model = await self._in_thread(self._open, self._looks.shelf.folder(target), target)
         except Exception as error:
             reason = str(error) if isinstance(error, FinetuneError) else f"{type(error).__name__}: {error}"
             self._failed[target] = Failure(signature, reason)
@@ -265,23 +240,53 @@ class Repository(Catalogue):
                     log.info("%s version %d was let go", name, version)
         self._failed = {target: known for target, known in self._failed.items() if target in wanted.signatures}
 
+    async def _miss(self, now: str | None) -> None:
+        self._missing.note(await self._in_thread(self._looks.shelf.missing, sorted(self._opened)), now)
+
     def _drop(self, target: Target) -> None:
         del self.models[target.model][target.version]
         if not self.models[target.model]:
             del self.models[target.model]
         del self._opened[target]
-        self._seen.pop(target, None)
+        self._looks.forget(target)
         self._metrics.unloaded(target.model, str(target.version))
         self._metrics.ready(self.ready)
 
     def _require_targets(self, routes: dict[str, Route]) -> None:
         for name, route in routes.items():
             for target in route.weights:
-                if target.version not in self.models.get(target.model, {}):
-                    raise FinetuneError(
-                        f"routes={self._config.routes}: {name} leads to {target.model}/{target.version}, which is not "
-                        f"served (served: {listed(f'{m.name}/{m.version}' for m in self.everything)})"
-                    )
+                if not self._serves(target):
+                    raise FinetuneError(self._leads_nowhere(name, target))
+
+    def _followable(self, name: str, route: Route) -> Route:
+        """Return a route without what does not answer, as a canary keeps no server from its start.
+
+        Raises FinetuneError where nothing is left.
+        """
+        left = {target: share for target, share in route.weights.items() if self._serves(target)}
+        for target in route.weights:
+            if target in left:
+                continue
+            complaint = self._leads_nowhere(name, target)
+            if not left:
+                raise FinetuneError(complaint)
+            log.error("%s; the others have its share", complaint)
+            if target not in self._failed:
+                self._metrics.load_failed(target.model)
+        return Route(left)
+
+    def _leads_nowhere(self, name: str, target: Target) -> str:
+        failure = self._failed.get(target)
+        if target.model in self._unloaded:
+            why = "was unloaded: load it first"
+        elif failure is not None and failure.told:
+            why = f"cannot be opened: {failure.reason}"
+        else:
+            why = f"is not served (served: {listed(f'{m.name}/{m.version}' for m in self.everything)})"
+        return f"routes={self._config.routes}: {name} leads to {target}, which {why}"
+
+    def _serves(self, target: Target) -> bool:
+        return target.version in self.models.get(target.model, {})
 
     def _complain(self, complaint: str) -> None:
         """Log once for each new complaint, not at every look."""

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 from finetune.config import HIDDEN_NAMES
 from finetune.errors import FinetuneError
 
-TARGET = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]{0,99})/([1-9][0-9]*)")
+# A model's folder may have any name but a hidden one, and its server serves it by that.
+TARGET = re.compile(r"([^/.][^/]*)/([1-9][0-9]*)")
 
 
 class Target(NamedTuple):
@@ -18,6 +19,10 @@ class Target(NamedTuple):
 
     model: str
     version: int
+
+    def __str__(self) -> str:
+        """Return what the routes' file calls it."""
+        return f"{self.model}/{self.version}"
 
 
 @dataclass

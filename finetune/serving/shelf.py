@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from finetune.bundle import bundle_folders, is_hidden, open_bundle, versions_of
@@ -39,11 +40,23 @@ class Shelf:
         """Return what changes with any file of a version; nothing of what is in them is read."""
         return tuple(sorted(_walk(self.folder(target), "")))
 
+    def missing(self, targets: Iterable[Target]) -> dict[Target, str]:
+        """Return those of which no version is there to be read any more, each with the reason."""
+        found = {}
+        for target in targets:
+            try:
+                # a repository that cannot be listed may be a volume that is away: no version is found in it
+                os.scandir(self.models).close()
+                (self.folder(target) / "bundle.json").stat()
+            except OSError as error:
+                found[target] = f"{error.filename}: {error.strerror}"
+        return found
+
     def _folders(self) -> list[Path]:
         try:
             return sorted(path for path in self.models.iterdir() if path.is_dir() and not is_hidden(path))
         except OSError:
-            # a volume that is away for now; what is open goes on
+            # a volume that is away for now; what is open goes on, and `missing` says why it cannot be read
             return []
 
 

@@ -13,6 +13,8 @@ from typing import Any, Literal
 from prometheus_client import Metric
 from prometheus_client.core import GaugeMetricFamily, UnknownMetricFamily
 
+from finetune.serving.request_times import RequestTimes
+
 # Triton's: refused before it ran; its client has gone; the model could not run; anything else.
 Failure = Literal["REJECTED", "CANCELED", "BACKEND", "OTHER"]
 FAILURES: tuple[Failure, ...] = ("REJECTED", "CANCELED", "BACKEND", "OTHER")
@@ -40,10 +42,10 @@ class Duration:
     def __init__(self) -> None:
         self.count, self.ns = 0, 0
 
-    def add(self, seconds: float, count: int = 1) -> None:
-        """Take in what was done `count` times and took `seconds` each time."""
-        self.count += count
-        self.ns += round(seconds * 1e9) * count
+    def add(self, seconds: float) -> None:
+        """Take in what was done once."""
+        self.count += 1
+        self.ns += round(seconds * 1e9)
 
     def as_json(self) -> dict[str, int]:
         return {"count": self.count, "ns": self.ns}
@@ -52,49 +54,44 @@ class Duration:
 class Statistics:
     """One model version's counts; safe to use from several threads.
 
-    Requests are counted as requests. A request's photos wait and run apart from each other, in batches with those of
-    other requests, so queue and compute times are counted by photo: ns / count is what a photo waited in the mean.
-    Where a request has one photo, that is what Triton counts.
+    As Triton counts: queue and compute times have one entry for each request that succeeded, inference_count is photos,
+    execution_count and batch_stats are batches. A request's photos wait and run beside each other, in batches with
+    those of other requests: of each part it has the longest time that one of its photos took.
     """
 
     def __init__(self, name: str, version: str) -> None:
         self.name, self.version = name, version
         self._success, self._queue = Duration(), Duration()
-        self._input, self._infer, self._output = Duration(), Duration(), Duration()
+        self._input, self._infer, self._output_ns = Duration(), Duration(), 0
         self._failures: dict[Failure, Duration] = {reason: Duration() for reason in FAILURES}
         self._batches: dict[int, Duration] = {}
         self._photos, self.photos_pending, self._last_ms = 0, 0, 0
         self._lock = Lock()
 
-    def decoded(self, seconds: float) -> None:
-        with self._lock:
-            self._input.add(seconds)
-
-    def waited(self, seconds: float) -> None:
-        with self._lock:
-            self._queue.add(seconds)
-
     def ran(self, photos: int, seconds: float) -> None:
         """photos: of one batch, each of which was in it for all of these seconds."""
         with self._lock:
-            self._infer.add(seconds, photos)
             batch = self._batches.get(photos)
             if batch is None:
                 batch = self._batches[photos] = Duration()
             batch.add(seconds)
 
-    def formatted(self, photos: int, seconds: float) -> None:
+    def formatted(self, seconds: float) -> None:
+        """A request that has succeeded was written; over gRPC nobody measures that."""
         with self._lock:
-            self._output.add(seconds / photos, photos)
+            self._output_ns += round(seconds * 1e9)
 
     def pending(self, delta: int) -> None:
         with self._lock:
             self.photos_pending += delta
 
-    def succeeded(self, photos: int, request_s: float) -> None:
+    def succeeded(self, photos: int, request_s: float, times: RequestTimes) -> None:
         with self._lock:
             self._photos += photos
             self._success.add(request_s)
+            self._queue.add(times.waited_s)
+            self._input.add(times.decoded_s)
+            self._infer.add(times.ran_s)
             self._last_ms = time.time_ns() // 1_000_000
 
     def failed(self, reason: Failure, request_s: float) -> None:
@@ -119,7 +116,7 @@ class Statistics:
                     "queue": self._queue.as_json(),
                     "compute_input": self._input.as_json(),
                     "compute_infer": self._infer.as_json(),
-                    "compute_output": self._output.as_json(),
+                    "compute_output": {"count": self._success.count, "ns": self._output_ns},
                     "cache_hit": nothing,
                     "cache_miss": nothing,
                 },
@@ -138,9 +135,9 @@ class Statistics:
     def counters(self) -> tuple[int, ...]:
         """Return what COUNTERS name, durations in microseconds."""
         with self._lock:
-            durations = (self._success, self._queue, self._input, self._infer, self._output)
+            durations = (self._success, self._queue, self._input, self._infer)
             counts = (self._success.count, self._photos, self._executions())
-            return (*counts, *(duration.ns // 1000 for duration in durations))
+            return (*counts, *(duration.ns // 1000 for duration in durations), self._output_ns // 1000)
 
     def failures(self) -> dict[Failure, int]:
         with self._lock:

@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import json
 import re
+import shutil
 import socket
 import struct
 import subprocess
@@ -511,8 +512,10 @@ def test_a_refusal_is_no_longer_than_clients_take(client: triton.InferenceServer
     assert said == f"no model '{dog * 100}' in the repository"
 
 
-def test_a_look_takes_no_turn_of_a_canary(tiny_models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    repository = assembled(tiny_models).repository
+def test_a_look_takes_no_turn_of_a_canary(tiny_models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    models = Path(shutil.copytree(tiny_models, tmp_path / "models"))
+    shutil.copytree(models / "tiny" / "1", models / "tiny" / "2")
+    repository = assembled(models, versions="all").repository
     monkeypatch.setattr(repository, "choose", None)
     methods = GrpcMethods(service_pb2, repository, serve_config(tiny_models).limits)
 
@@ -520,7 +523,13 @@ def test_a_look_takes_no_turn_of_a_canary(tiny_models: Path, monkeypatch: pytest
         await repository.start()
         asked = service_pb2.ModelMetadataRequest(name="tiny")
         assert (await methods.ModelMetadata(asked, {})).name == "tiny"
-        assert (await methods.ModelStatistics(asked, {})).model_stats[0].name == "tiny"
+        found = (await methods.ModelStatistics(asked, {})).model_stats
+        assert [(one.name, one.version) for one in found] == [("tiny", "1"), ("tiny", "2")]
+        asked_of = service_pb2.ModelStatisticsRequest(name="tiny", version="1")
+        (of_version,) = (await methods.ModelStatistics(asked_of, {})).model_stats
+        assert of_version.version == "1"
+        config = (await methods.ModelConfig(asked, {})).config
+        assert config.version_policy.specific.versions == [1, 2]
 
     asyncio.run(look())
     repository.close()

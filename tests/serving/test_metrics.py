@@ -15,6 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from finetune.serving.metrics import Metrics
 from finetune.serving.model_metrics import COUNTED_CLASSES, SECONDS, ModelMetrics
+from finetune.serving.request_times import RequestTimes
 from tests.conftest import ROOT
 
 FLOWERS = {"model": "flowers", "version": "1"}
@@ -56,10 +57,13 @@ def serve(metrics: Metrics) -> ModelMetrics:
             model.pending(-1)
         model.ran(3, 0.03)
         model.answered(ANSWERS)
-        for _ in range(3):
-            model.formatted(1, 0.00001)
-        model.succeeded(1, 0.04)
-        model.succeeded(2, 0.05)
+        for photos, request_s in ((1, 0.04), (2, 0.05)):
+            times = RequestTimes()
+            for _ in range(photos):
+                times.decoded(0.004)
+                times.ran(0.002, 0.03)
+            model.succeeded(photos, request_s, times)
+            model.formatted(0.00001)
         model.failed("CANCELED", 0.5)
         metrics.request("/predict", 200, 0.04)
     return model
@@ -134,10 +138,10 @@ def test_the_statistics_have_the_protocol_s_form() -> None:
         "inference_stats": {
             "success": {"count": 2, "ns": 90_000_000},
             "fail": {"count": 1, "ns": 500_000_000},
-            "queue": {"count": 3, "ns": 6_000_000},
-            "compute_input": {"count": 3, "ns": 12_000_000},
-            "compute_infer": {"count": 3, "ns": 90_000_000},
-            "compute_output": {"count": 3, "ns": 30_000},
+            "queue": {"count": 2, "ns": 4_000_000},
+            "compute_input": {"count": 2, "ns": 8_000_000},
+            "compute_infer": {"count": 2, "ns": 60_000_000},
+            "compute_output": {"count": 2, "ns": 20_000},
             "cache_hit": {"count": 0, "ns": 0},
             "cache_miss": {"count": 0, "ns": 0},
         },
@@ -151,6 +155,14 @@ def test_the_statistics_have_the_protocol_s_form() -> None:
         ],
     }
     assert load(Metrics()).statistics()["last_inference"] == 0
+
+
+def test_a_request_s_times_are_those_of_the_photo_that_took_longest() -> None:
+    times = RequestTimes()
+    for seconds in (0.1, 0.3, 0.2):
+        times.decoded(seconds)
+        times.ran(2 * seconds, 3 * seconds)
+    assert (times.decoded_s, times.waited_s, times.ran_s) == pytest.approx((0.3, 0.6, 0.9))
 
 
 def test_triton_s_names_are_exact_with_their_types() -> None:
@@ -168,10 +180,10 @@ def test_triton_s_names_are_exact_with_their_types() -> None:
         'nv_inference_count{model="flowers",version="1"} 3.0',
         'nv_inference_exec_count{model="flowers",version="1"} 1.0',
         'nv_inference_request_duration_us{model="flowers",version="1"} 90000.0',
-        'nv_inference_queue_duration_us{model="flowers",version="1"} 6000.0',
-        'nv_inference_compute_input_duration_us{model="flowers",version="1"} 12000.0',
-        'nv_inference_compute_infer_duration_us{model="flowers",version="1"} 90000.0',
-        'nv_inference_compute_output_duration_us{model="flowers",version="1"} 30.0',
+        'nv_inference_queue_duration_us{model="flowers",version="1"} 4000.0',
+        'nv_inference_compute_input_duration_us{model="flowers",version="1"} 8000.0',
+        'nv_inference_compute_infer_duration_us{model="flowers",version="1"} 60000.0',
+        'nv_inference_compute_output_duration_us{model="flowers",version="1"} 20.0',
         'nv_inference_pending_request_count{model="flowers",version="1"} 0.0',
     ):
         assert line in lines
@@ -285,8 +297,11 @@ def test_a_request_s_calls_cost_microseconds() -> None:
             model.pending(-1)
             model.ran(1, 0.006)
             model.answered(reference[:1])
-            model.formatted(1, 0.00001)
-            model.succeeded(1, 0.013)
+            times = RequestTimes()
+            times.decoded(0.004)
+            times.ran(0.002, 0.006)
+            model.succeeded(1, 0.013, times)
+            model.formatted(0.00001)
             metrics.request("/predict", 200, 0.013)
             metrics.in_flight.dec()
         fastest = min(fastest, (time.perf_counter() - start) / 20)

@@ -193,6 +193,30 @@ async def test_a_route_to_what_cannot_be_opened_is_no_start(models: Path, tmp_pa
         await opened(models, routes=str(tmp_path / "routes.yaml"))
 
 
+async def test_a_part_of_a_route_that_cannot_be_opened_leaves_its_share_to_the_others(
+    models: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    damage(add_version(models, 2))
+    routes = tmp_path / "routes.yaml"
+    routes.write_text("tiny: {tiny/1: 80, tiny/2: 10, tiny/3: 10}\n")
+    service = assembled(models, routes=str(routes))
+    repository = service.repository
+    await repository.start()
+    assert repository.ready
+    assert {repository.choose("tiny").version for _ in range(20)} == {"1"}
+    said = [record.message for record in caplog.records if record.levelno == logging.ERROR]
+    assert "sha256 differs" in said[0]
+    assert "tiny leads to tiny/2, which cannot be opened" in said[1]
+    assert "tiny leads to tiny/3, which is not served (served: tiny/1); the others have its share" in said[2]
+    assert b'load_failures_total{model="tiny"} 2.0' in service.metrics.text()[0]
+    shutil.rmtree(models / "tiny" / "2")
+    add_version(models, 2)
+    add_version(models, 3)
+    await settled(repository)
+    drawn = Counter(repository.choose("tiny").version for _ in range(10))
+    assert drawn == {"1": 8, "2": 1, "3": 1}, "mended, the route is as its file has it"
+
+
 async def test_a_load_past_routes_that_cannot_be_followed_is_told(models: Path, tmp_path: Path) -> None:
     routes = tmp_path / "routes.yaml"
     routes.write_text("best: tiny/1\n")
@@ -230,7 +254,74 @@ async def test_a_file_damaged_or_deleted_under_the_server_changes_nothing(models
     await settled(repository)
     assert repository.choose("tiny") is before
     await before.classify([photo])
-    assert [(row["state"], row["reason"]) for row in repository.index()] == [("READY", "")]
+    reason = "its files cannot be read any more; what was open goes on"
+    assert [(row["state"], row["reason"]) for row in repository.index()] == [("READY", reason)]
+
+
+async def test_files_that_go_away_under_what_is_served_are_told_of_once(
+    models: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    add_version(models, 2)
+    routes = tmp_path / "routes.yaml"
+    routes.write_text("tiny: {tiny/1: 90, tiny/2: 10}\n")
+    repository = await opened(models, routes=str(routes))
+
+    def told() -> list[str]:
+        return [record.message for record in caplog.records if record.levelno == logging.WARNING]
+
+    for _ in range(2):
+        caplog.clear()
+        (models / "tiny" / "2").rename(tmp_path / "2")
+        await repository.refresh()
+        assert not told(), "it may just be renamed"
+        await settled(repository)
+        (said,) = told()
+        assert "the files of tiny/2 cannot be read any more" in said
+        assert "No such file or directory" in said
+        assert versions(repository) == ["1", "2"]
+        assert [bool(row["reason"]) for row in repository.index()] == [False, True]
+        (tmp_path / "2").rename(models / "tiny" / "2")
+        await settled(repository)
+        assert not any(row["reason"] for row in repository.index())
+    caplog.clear()
+    models.rename(tmp_path / "away")
+    await settled(repository)
+    (said,) = told()
+    assert "the files of tiny/1, tiny/2 cannot be read any more" in said
+    caplog.clear()
+    (tmp_path / "away").rename(models)
+    await settled(repository)
+    models.rename(tmp_path / "away")
+    routes.rename(tmp_path / "away" / "routes.yaml")
+    await settled(repository)
+    (said,) = told()
+    assert "the files of tiny/1, tiny/2 cannot be read any more" in said, "though the routes cannot be read either"
+
+
+@pytest.mark.parametrize("gone", ["tiny/1", "tiny", "."])
+async def test_a_load_of_what_is_not_there_any_more_is_refused(
+    models: Path, gone: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    repository = await opened(models, reload_s=0)
+    shutil.rmtree(models / gone)
+    for _ in range(2):
+        with pytest.raises(Refusal, match=r"tiny cannot be loaded: .*No such file or directory") as refused:
+            await repository.load("tiny")
+        assert refused.value.status == 400
+    assert repository.choose("tiny").version == "1"
+    (said,) = [record.message for record in caplog.records if record.levelno == logging.WARNING]
+    assert "the files of tiny/1 cannot be read any more" in said
+
+
+async def test_a_version_that_another_takes_the_place_of_is_not_missed(
+    models: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    add_version(models, 2)
+    repository = await opened(models)
+    shutil.rmtree(models / "tiny" / "2")
+    await settled(repository)
+    assert versions(repository) == ["1"]
+    assert not [record for record in caplog.records if record.levelno == logging.WARNING]
 
 
 async def test_deleting_the_newest_version_goes_back_to_the_one_before(models: Path) -> None:
@@ -340,6 +431,52 @@ async def test_routes_share_out_a_name_and_follow_their_file(models: Path, tmp_p
     assert repository.choose("tiny").version == "2"
 
 
+async def test_one_model_needs_no_name_whatever_routes_lead_to_it(models: Path, tmp_path: Path) -> None:
+    add_version(models, 2)
+    routes = tmp_path / "routes.yaml"
+    routes.write_text("stable: tiny/1\n")
+    repository = await opened(models, routes=str(routes))
+    assert repository.choose(None).version == "2"
+    routes.write_text("stable: tiny/2\ntiny: {tiny/1: 50, tiny/2: 50}\n")
+    await settled(repository)
+    assert Counter(repository.choose(None).version for _ in range(10)) == {"1": 5, "2": 5}
+    shutil.copytree(models / "tiny", models / "second")
+    await settled(repository)
+    with pytest.raises(Refusal, match="several models are served; name one of second, stable, tiny"):
+        repository.choose(None)
+
+
+async def test_a_route_answers_the_versions_that_it_leads_to(models: Path, tmp_path: Path) -> None:
+    for name in ("bad name", "second"):
+        shutil.copytree(models / "tiny", models / name)
+    add_version(models, 2)
+    routes = tmp_path / "routes.yaml"
+    routes.write_text("stable: tiny/1\nboth: {second/1: 50, bad name/1: 50}\nsecond: {second/1: 90, tiny/2: 10}\n")
+    repository = await opened(models, routes=str(routes))
+    assert repository.choose("stable", "1") is repository.choose("tiny", "1")
+    assert repository.choose("second", "2") is repository.choose("tiny", "2")
+    for name, version, reason in (
+        ("stable", "2", "stable is a route to tiny/1; ask that"),
+        ("both", "1", "both is a route to second/1, bad name/1; ask that"),
+        ("second", "3", r"no version 3 of second \(served: 1\)"),
+    ):
+        with pytest.raises(Refusal, match=reason) as refused:
+            repository.choose(name, version)
+        assert refused.value.status == 404
+    with pytest.raises(Refusal, match="stable is a route to tiny/1; ask that"):
+        await repository.unload("stable")
+
+    def answering(name: str) -> list[str]:
+        return [f"{model.name}/{model.version}" for model in repository.find_all(name)]
+
+    assert answering("tiny") == ["tiny/1", "tiny/2"]
+    assert answering("stable") == ["tiny/1"]
+    assert answering("both") == ["bad name/1", "second/1"]
+    assert answering("second") == ["second/1", "tiny/2"]
+    with pytest.raises(Refusal, match="did you mean 'stable'"):
+        answering("stabel")
+
+
 async def test_a_route_to_nowhere_is_refused_at_the_start(models: Path, tmp_path: Path) -> None:
     routes = tmp_path / "routes.yaml"
     routes.write_text("best: tiny/4\n")
@@ -365,6 +502,26 @@ async def test_a_model_is_unloaded_and_loaded_on_demand(models: Path, tmp_path: 
     with pytest.raises(Refusal, match="tiny cannot be loaded"):
         await repository.load("tiny")
     assert versions(repository) == ["1", "1"]
+
+
+async def test_a_route_does_not_bring_an_unloaded_model_back(
+    models: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copytree(models / "tiny", models / "second")
+    routes = tmp_path / "routes.yaml"
+    routes.write_text("best: tiny/1\n")
+    repository = await opened(models, routes=str(routes))
+    await repository.unload("second")
+    routes.write_text("best: second/1\n")
+    await settled(repository)
+    assert repository.names == ["best", "tiny"]
+    assert repository.choose("best").name == "tiny", "the routes stay as they were"
+    (said,) = [record.message for record in caplog.records if record.levelno == logging.ERROR]
+    assert "best leads to second/1, which was unloaded: load it first; the routes stay" in said
+    states = [(row["name"], row["state"]) for row in repository.index()]
+    assert states == [("tiny", "READY"), ("second", "UNAVAILABLE")]
+    await repository.load("second")
+    assert repository.choose("best").name == "second"
 
 
 async def test_a_model_that_a_route_needs_is_not_unloaded(models: Path, tmp_path: Path) -> None:

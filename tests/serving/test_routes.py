@@ -44,6 +44,9 @@ def test_any_run_of_requests_is_shared_out_exactly(weights: list[int], requests:
     [
         ("flowers: flowers", "flowers: flowers is not of the form MODEL/VERSION"),
         ("flowers: ../../etc/1", "is not of the form MODEL/VERSION"),
+        ("flowers: ../1", "is not of the form MODEL/VERSION"),
+        ("flowers: .flowers/1", "is not of the form MODEL/VERSION"),
+        ("flowers: /1", "is not of the form MODEL/VERSION"),
         ("flowers: {flowers/1: 90, flowers/2: 20}", "the shares add up to 110, not to 100"),
         ("flowers: {flowers/1: -10, flowers/2: 110}", "-10 is no share of 0 to 100"),
         ("flowers: {flowers/1: yes}", "True is no share of 0 to 100"),
