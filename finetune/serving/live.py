@@ -22,7 +22,7 @@ from finetune.serving.batcher import Batcher, Probabilities
 from finetune.serving.lanes import Apart, Lane, LaneTimings, Together
 from finetune.serving.metrics import Metrics
 from finetune.serving.model_metrics import ModelMetrics
-from finetune.serving.predictor import Predictor, open_predictor
+from finetune.serving.predictor import Predictor, open_predictor, require_room
 from finetune.serving.routes import Target
 from finetune.serving.turns import Turns
 
@@ -55,7 +55,7 @@ class LiveModel:
         self.name, self.version = target.model, str(target.version)
         self.bundle, self.predictor, self.metrics = bundle, predictor, metrics
         self.request_photos = limits.photos
-        self.most_photos, self.delay_ms = most_photos(batch, predictor), batch.delay_ms
+        self.most_photos, self.delay_ms = predictor.batch_size, batch.delay_ms
         together = self.most_photos * min(predictor.runs, usable_cores())
         self.admission = Admission(limits.queue_photos, limits.wait_s, together)
         self._lane = self._open_lane(cores, int(1e6 * limits.megapixels), _Timings(metrics, self.admission))
@@ -153,12 +153,11 @@ def open_live(folder: Path, target: Target, config: ServeConfig, cores: Turns, m
         raise FinetuneError(f"{HIDDEN_NAMES[target.model]}: give the model {target.model} another name")
     bundle = open_bundle(folder)
     threads = None if config.threads == "auto" else config.threads
-    predictor = open_predictor(bundle, config.device, threads, config.engine_cache, config.gpu_memory_mb)
-    most = most_photos(config.batch, predictor)
-    predictor.require_room(most, "batch.photos")
-    if most == 1 and config.batch.delay_ms:
+    batch = None if config.batch.photos == "auto" else config.batch.photos
+    require_room(config.device, batch, "batch.photos")
+    predictor = open_predictor(bundle, config.device, threads, config.engine_cache, config.gpu_memory_mb, batch)
+    if predictor.batch_size == 1 and config.batch.delay_ms:
         log.warning("batch.delay_ms=%g changes nothing as long as batch.photos=1", config.batch.delay_ms)
-    predictor.warm_up(most)
     answers = read_answers(folder)
     counted = metrics.loaded(
         target.model,
@@ -170,8 +169,3 @@ def open_live(folder: Path, target: Target, config: ServeConfig, cores: Turns, m
         None if answers is None else answers.probabilities,
     )
     return LiveModel(target, bundle, predictor, cores, config.batch, config.limits, counted)
-
-
-def most_photos(batch: BatchConfig, predictor: Predictor) -> int:
-    """Return how many photos run together."""
-    return predictor.batch_size if batch.photos == "auto" else batch.photos
