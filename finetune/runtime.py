@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from finetune.cores import CpuSession, session_options
-from finetune.errors import FinetuneError
+from finetune.errors import FinetuneError, first_line
 from finetune.files import sha256
 from finetune.parallel import usable_cores
 from finetune.providers import CPU, CUDA, Entry, Provider, cuda, engine_folder, obstacle_to, openvino, tensorrt
@@ -66,7 +66,7 @@ def open_session(
             trial(session)
             return session
         except Exception as error:  # onnxruntime raises its own types and RuntimeError, by the failing layer
-            obstacle = _first_line(error)
+            obstacle = first_line(error)
     if device == "cuda":
         raise FinetuneError(f"device=cuda does not work here: {obstacle}; mend that, or use device=cpu")
     return _on_cpu(model, threads, f"no CUDA: {obstacle}", trial)
@@ -88,7 +88,7 @@ def _on_tensorrt(model: Path | bytes, cache: Path | None, gpu_memory_mb: int | N
         session = Session(opened, "tensorrt", f"engines in {folder}")
         trial(session)
     except Exception as error:
-        raise _refusal("tensorrt", _first_line(error)) from None
+        raise _refusal("tensorrt", first_line(error)) from None
     return session
 
 
@@ -102,7 +102,7 @@ def _on_openvino(model: Path | bytes, threads: int | None, trial: Trial) -> Sess
         session = Session(opened, "openvino", "OpenVINO runs all of it")
         trial(session)
     except Exception as error:
-        raise _refusal("openvino", _first_line(error)) from None
+        raise _refusal("openvino", first_line(error)) from None
     return session
 
 
@@ -144,7 +144,3 @@ def _source(model: Path | bytes) -> str | bytes:
 
 def _sha256(model: Path | bytes) -> str:
     return sha256(model) if isinstance(model, Path) else hashlib.sha256(model).hexdigest()
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

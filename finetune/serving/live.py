@@ -19,10 +19,12 @@ from finetune.parallel import usable_cores
 from finetune.preprocess import Pixels, load_pixels
 from finetune.serving.admission import Admission
 from finetune.serving.batcher import Batcher, Probabilities
+from finetune.serving.health import Health
 from finetune.serving.lanes import Apart, Lane, LaneTimings, Together
 from finetune.serving.metrics import Metrics
 from finetune.serving.model_metrics import ModelMetrics
 from finetune.serving.predictor import Predictor, open_predictor, require_room
+from finetune.serving.refusal import Refusal
 from finetune.serving.routes import Target
 from finetune.serving.turns import Turns
 
@@ -54,6 +56,7 @@ class LiveModel:
         """target: what it is served as; cores: threads that several models share."""
         self.name, self.version = target.model, str(target.version)
         self.bundle, self.predictor, self.metrics = bundle, predictor, metrics
+        self.health = Health(f"{self.name} version {self.version}", predictor, metrics)
         self.request_photos = limits.photos
         self.most_photos, self.delay_ms = predictor.batch_size, batch.delay_ms
         together = self.most_photos * min(predictor.runs, usable_cores())
@@ -86,6 +89,23 @@ class LiveModel:
     async def _answer(
         self, photos: Sequence[Photo] | NDArray[np.uint8], answer: Callable[[Any], Awaitable[Probabilities]]
     ) -> list[Probabilities | ImageError]:
+        try:
+            rows = await self._rows(photos, answer)
+        except Refusal:
+            raise
+        except Exception:
+            self.health.failed()
+            raise
+        answered = [row for row in rows if not isinstance(row, ImageError)]
+        # photos that cannot be read say nothing of the model
+        if answered:
+            self.health.answered()
+            self.metrics.answered(np.stack(answered))
+        return rows
+
+    async def _rows(
+        self, photos: Sequence[Photo] | NDArray[np.uint8], answer: Callable[[Any], Awaitable[Probabilities]]
+    ) -> list[Probabilities | ImageError]:
         with self.admission.admit(len(photos)) as leave:
 
             async def one(photo: Any) -> Probabilities | ImageError:
@@ -107,12 +127,8 @@ class LiveModel:
         for row in rows:
             if isinstance(row, BaseException) and not isinstance(row, ImageError):
                 raise row
-        answered = [row for row in rows if not isinstance(row, ImageError)]
-        if answered:
-            table = np.stack(answered)
-            if not np.isfinite(table).all():
+            if isinstance(row, np.ndarray) and not np.isfinite(row).all():
                 raise ArithmeticError(f"{self.name} version {self.version} answers with numbers that are none")
-            self.metrics.answered(table)
         return rows
 
     def _open_lane(self, cores: Turns, max_pixels: int, timings: LaneTimings) -> Lane:
