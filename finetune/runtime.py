@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,9 @@ from finetune.providers import CPU, CUDA, Entry, Provider, cuda, engine_folder, 
 import onnxruntime as ort  # isort: skip
 
 Device = Literal["auto", "cpu", "cuda", "tensorrt", "openvino"]
+
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -67,9 +71,12 @@ def open_session(
             return session
         except Exception as error:  # onnxruntime raises its own types and RuntimeError, by the failing layer
             obstacle = first_line(error)
+            if device == "auto":
+                log.warning("device=auto takes the CPU, though there is an NVIDIA driver: %s", obstacle)
     if device == "cuda":
         raise FinetuneError(f"device=cuda does not work here: {obstacle}; mend that, or use device=cpu")
-    return _on_cpu(model, threads, f"no CUDA: {obstacle}", trial)
+    # of a failure, onnxruntime goes on with the names of machines and files, which are nobody's business at /models
+    return _on_cpu(model, threads, f"no CUDA: {obstacle.partition(' ; ')[0]}", trial)
 
 
 def _on_cpu(model: Path | bytes, threads: int | None, why: str, trial: Trial) -> Session:

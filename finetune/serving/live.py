@@ -23,7 +23,8 @@ from finetune.serving.health import Health
 from finetune.serving.lanes import Apart, Lane, LaneTimings, Together
 from finetune.serving.metrics import Metrics
 from finetune.serving.model_metrics import ModelMetrics
-from finetune.serving.predictor import Predictor, open_predictor, require_room
+from finetune.serving.placement import Placement
+from finetune.serving.predictor import Predictor
 from finetune.serving.refusal import Refusal
 from finetune.serving.routes import Target
 from finetune.serving.turns import Turns
@@ -160,7 +161,9 @@ class _Timings(NamedTuple):
         self.admission.measure(photos)
 
 
-def open_live(folder: Path, target: Target, config: ServeConfig, cores: Turns, metrics: Metrics) -> LiveModel:
+def open_live(
+    folder: Path, target: Target, config: ServeConfig, placement: Placement, cores: Turns, metrics: Metrics
+) -> LiveModel:
     """Open one version, prove that its files are those that were exported, and let it answer on its device.
 
     Raises FinetuneError, or what onnxruntime raises.
@@ -168,10 +171,7 @@ def open_live(folder: Path, target: Target, config: ServeConfig, cores: Turns, m
     if target.model in HIDDEN_NAMES:
         raise FinetuneError(f"{HIDDEN_NAMES[target.model]}: give the model {target.model} another name")
     bundle = open_bundle(folder)
-    threads = None if config.threads == "auto" else config.threads
-    batch = None if config.batch.photos == "auto" else config.batch.photos
-    require_room(config.device, batch, "batch.photos")
-    predictor = open_predictor(bundle, config.device, threads, config.engine_cache, config.gpu_memory_mb, batch)
+    predictor = placement.open(bundle)
     if predictor.batch_size == 1 and config.batch.delay_ms:
         log.warning("batch.delay_ms=%g changes nothing as long as batch.photos=1", config.batch.delay_ms)
     answers = read_answers(folder)

@@ -11,13 +11,15 @@ from numpy.typing import NDArray
 
 from finetune.serving.live import LiveModel, open_live
 from finetune.serving.metrics import Metrics
+from finetune.serving.placement import Placement
 from finetune.serving.routes import Target
 from finetune.serving.turns import Turns
 from tests.serving.conftest import serve_config
 
 
 def open_as(name: str, models: Path, cores: Turns, **changed: object) -> LiveModel:
-    return open_live(models / "tiny", Target(name, 1), serve_config(models, **changed), cores, Metrics())
+    config = serve_config(models, **changed)
+    return open_live(models / "tiny", Target(name, 1), config, Placement(config), cores, Metrics())
 
 
 def test_a_model_with_few_photos_does_not_stand_behind_all_of_another(
