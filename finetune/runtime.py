@@ -13,7 +13,18 @@ from finetune.cores import CpuSession, session_options
 from finetune.errors import FinetuneError, first_line
 from finetune.files import sha256
 from finetune.parallel import usable_cores
-from finetune.providers import CPU, CUDA, Entry, Provider, cuda, engine_folder, obstacle_to, openvino, tensorrt
+from finetune.providers import (
+    CPU,
+    CUDA,
+    Entry,
+    Provider,
+    cuda,
+    engine_folder,
+    obstacle_to,
+    openvino,
+    tensorrt,
+    why_not_loaded,
+)
 
 # after finetune.providers, which switches its telemetry off
 import onnxruntime as ort  # isort: skip
@@ -116,14 +127,12 @@ def _on_openvino(model: Path | bytes, threads: int | None, trial: Trial) -> Sess
 def _open_on(model: Path | bytes, entries: list[Entry], options: Any) -> Any:
     """Open a session whose first provider is the first entry; raises where onnxruntime went on without it."""
     wanted = entries[0][0]
-    on_nvidia = any(name == CUDA[0] for name, _ in entries)
-    if on_nvidia:
+    if any(name == CUDA[0] for name, _ in entries):
         ort.preload_dlls()
     # without enable_fallback=0 a failing run would go on, slowly and in silence, on the CPU
     session = ort.InferenceSession(_source(model), options, providers=entries, enable_fallback=0)
     if session.get_providers()[0] != wanted:
-        needs = "driver, CUDA 13, cuDNN or TensorRT 10" if on_nvidia else "the OpenVINO runtime"
-        raise FinetuneError(f"onnxruntime could not load the libraries of its {wanted} ({needs} is missing)")
+        raise FinetuneError(f"onnxruntime went on without its {wanted}: {why_not_loaded(wanted)}")
     return session
 
 
