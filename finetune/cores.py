@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from finetune.providers import CPU
+from finetune.providers import CPU, SILENT
 
 # after finetune.providers, which switches its telemetry off
 import onnxruntime as ort  # isort: skip
@@ -96,5 +96,5 @@ def _sleeping(threads: int) -> Any:
 def session_options() -> Any:
     options = ort.SessionOptions()
     options.inter_op_num_threads = 1
-    options.log_severity_level = 3
+    options.log_severity_level = SILENT
     return options

@@ -66,6 +66,11 @@ class Interrupted(BaseException):
     """
 
 
+def first_line(error: Exception) -> str:
+    """Return the first line of what an error says, or its type where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return `"; did you mean 'x'?"` for the closest known name, or an empty string."""
     close = get_close_matches(name, list(known), n=1, cutoff=0.6)

@@ -18,6 +18,10 @@ import platformdirs
 
 from finetune.files import make_folder
 
+# What it logs as an error it raises, or `why_not_loaded` finds out; its own lines, in colour, would stand between those of a server's log.
+SILENT = 4
+ort.set_default_logger_severity(SILENT)
+
 Provider = Literal["cpu", "cuda", "tensorrt", "openvino"]
 # An execution provider as onnxruntime takes it: its name and its options.
 Entry = tuple[str, dict[str, str]]
@@ -35,6 +39,10 @@ CUDA: Entry = (
 TENSORRT, OPENVINO = "TensorrtExecutionProvider", "OpenVINOExecutionProvider"
 DRIVER = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 TENSORRT_LIBRARY = "nvinfer_10.dll" if sys.platform == "win32" else "libnvinfer.so.10"
+LIBRARIES = {
+    provider: f"onnxruntime_providers_{name}.dll" if sys.platform == "win32" else f"libonnxruntime_providers_{name}.so"
+    for provider, name in ((CUDA[0], "cuda"), (TENSORRT, "tensorrt"), (OPENVINO, "openvino"))
+}
 # The largest batch of a TensorRT engine, which is tuned for this one and takes every smaller one.
 TENSORRT_BATCH = 32
 
@@ -129,6 +137,20 @@ def _openvino_obstacle() -> str | None:
             "of its own: it and onnxruntime or onnxruntime-gpu overwrite each other)"
         )
     return None
+
+
+def why_not_loaded(provider: str) -> str:
+    """Say in the system's own words what keeps onnxruntime from loading a provider, which it tells its log only.
+
+    To be asked after onnxruntime has tried: a provider that is loaded before it finds nothing of onnxruntime.
+    """
+    library = Path(ort.__file__).parent / "capi" / LIBRARIES[provider]
+    try:
+        ctypes.CDLL(str(library))
+    except OSError as error:
+        # the folder is of this machine, and of no help
+        return str(error).replace(f"{library.parent}{os.sep}", "")
+    return f"{library.name} loads, but gives no provider"
 
 
 def _loads(library: str) -> bool:

@@ -1,5 +1,10 @@
 from __future__ import annotations
 
+import json
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +14,7 @@ import pytest
 import finetune.runtime as runtime_module
 from finetune.cli import run
 from finetune.errors import FinetuneError
-from finetune.providers import OPENVINO
+from finetune.providers import CUDA, DRIVER, OPENVINO
 from finetune.runtime import open_session
 
 GPU_HERE = Path("/proc/driver/nvidia").exists()
@@ -39,6 +44,29 @@ def test_openvino_is_refused_with_what_to_install(
     assert "device=openvino does not work here: this onnxruntime was built without OpenVINO" in said
     assert "it takes the package onnxruntime-openvino" in said
     assert not (tmp_path / "a.csv").exists()
+
+
+@pytest.mark.skipif(CUDA[0] not in ort.get_available_providers(), reason="takes onnxruntime-gpu")
+@pytest.mark.skipif(GPU_HERE or sys.platform != "linux", reason="an NVIDIA driver is here, or may be")
+def test_a_driver_that_is_none_is_told_in_the_loaders_words(tiny_models: Path, tmp_path: Path) -> None:
+    """An empty library in the driver's place, in a process of its own, whose every line is one of the log."""
+    if not shutil.which("cc"):
+        pytest.skip("there is no compiler")
+    made = ["cc", "-shared", "-fPIC", "-x", "c", "/dev/null", f"-Wl,-soname,{DRIVER}", "-o", str(tmp_path / DRIVER)]
+    subprocess.run(made, check=True, capture_output=True)
+    words = ["serve", f"models={tiny_models}", "port=0", "logs=json", "device=cuda"]
+    done = subprocess.run(
+        [sys.executable, "-m", "finetune", *words],
+        env={**os.environ, "LD_LIBRARY_PATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    said = [json.loads(line)["message"] for line in done.stderr.splitlines()]
+    assert "device=cuda does not work here: onnxruntime went on without its CUDAExecutionProvider: " in said[-1]
+    assert "libonnxruntime_providers_cuda.so: undefined symbol: cu" in said[-1]
+    assert str(Path(ort.__file__).parent) not in said[-1]
+    assert "TensorRT" not in said[-1]
 
 
 @pytest.mark.skipif(GPU_HERE, reason="an NVIDIA driver is here")

@@ -77,7 +77,6 @@ def _of_run(run: FinishedRun, device: Device) -> Subject:
 def _of_bundle(bundle: Bundle, place: Path, device: Device, engine_cache: Path | None) -> Subject:
     card = bundle.info.model
     predictor = open_predictor(bundle, device, engine_cache=engine_cache)
-    predictor.warm_up()
     return Subject(
         kind="bundle",
         name=f"{bundle.name} version {bundle.version}",

@@ -23,6 +23,7 @@ from starlette.requests import ClientDisconnect
 import finetune
 from finetune.config import ServeConfig
 from finetune.serving.bodies import BodyLimits, ClientLeft
+from finetune.serving.checks import look_after
 from finetune.serving.envelope import Envelope
 from finetune.serving.grpc_server import GrpcServer
 from finetune.serving.guard import Guard
@@ -61,14 +62,14 @@ def create_app(
     """Build the application over a repository that is opened, in the background, when it starts.
 
     parsing: threads for what takes long to parse; beside: begins and ends with it; on_failure: told what keeps the
-    repository from being opened, or that one from listening.
+    repository from being opened or from answering any more, or that one from listening.
     """
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         if not keys.known and not _is_loopback(config.host):
             log.warning("no keys: anybody who reaches %s:%d may predict", config.host, config.port)
-        tending = asyncio.create_task(_tend(repository, beside, on_failure))
+        tending = asyncio.create_task(_tend(repository, metrics, beside, on_failure))
         yield
         if beside is not None:
             await beside.stop()
@@ -140,16 +141,17 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-async def _tend(repository: Repository, beside: GrpcServer | None, on_failure: Callable[[Exception], None]) -> None:
+async def _tend(
+    repository: Repository, metrics: Metrics, beside: GrpcServer | None, on_failure: Callable[[Exception], None]
+) -> None:
     try:
         if beside is not None:
             await beside.start()
         await repository.start()
+        await asyncio.gather(repository.watch(), look_after(repository, metrics))
     except Exception as failure:
         # a task has no caller to raise to: the server is told, stops, and reports it
         on_failure(failure)
-        return
-    await repository.watch()
 
 
 async def _as_error(_: Request, problem: Exception) -> JSONResponse:

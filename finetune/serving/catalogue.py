@@ -23,8 +23,9 @@ class Catalogue:
 
     @property
     def ready(self) -> bool:
-        """Whether every model has answered, and there is one, at each interface, and the server is not about to end."""
-        return self._started and bool(self.models) and not self.draining and self._obstacle is None
+        """Whether every model answers, and there is one, at each interface, and the server is not about to end."""
+        answering = bool(self.models) and all(model.health.well for model in self.everything)
+        return self._started and answering and not self.draining and self._obstacle is None
 
     def require_ready(self) -> None:
         """Raise Refusal 503, with the reason, where it is not."""
@@ -33,6 +34,8 @@ class Catalogue:
         if self._obstacle is not None:
             raise Refusal(503, self._obstacle, retry_after_s=1)
         self._require_models()
+        for model in self.everything:
+            model.health.require_well()
 
     @property
     def names(self) -> list[str]:
@@ -45,7 +48,13 @@ class Catalogue:
 
     def require(self, name: str | None, version: str | None = None) -> None:
         """Raise Refusal 400, 404 or 503 where `choose` would: before photos are uploaded for nothing."""
-        self._find(name, version)
+        found = self._find(name, version)
+        if isinstance(found, LiveModel):
+            found.health.require_well()
+        else:
+            # the others have their shares still
+            best = max((self._at(target) for target in found.weights), key=lambda model: model.health.well)
+            best.health.require_well()
 
     def hold(self, name: str | None, version: str | None) -> LiveModel | None:
         """Return the version asked for, which a newer one may take the place of while photos are uploaded.
@@ -63,17 +72,18 @@ class Catalogue:
         Raises Refusal 400, 404 or 503.
         """
         found = self._find(name, version)
-        if isinstance(found, LiveModel):
-            return found
-        drawn = found.draw()
-        return self.models[drawn.model][drawn.version]
+        model = found if isinstance(found, LiveModel) else self._at(found.draw())
+        model.health.require_well()
+        return model
 
     def find(self, name: str | None, version: str | None = None) -> LiveModel:
         """Return what `choose` would, for a look at it: of a route the largest share, and no turn is taken from any."""
         found = self._find(name, version)
         if isinstance(found, LiveModel):
             return found
-        target = max(found.weights, key=found.weights.__getitem__)
+        return self._at(max(found.weights, key=found.weights.__getitem__))
+
+    def _at(self, target: Target) -> LiveModel:
         return self.models[target.model][target.version]
 
     def find_all(self, name: str) -> list[LiveModel]:

@@ -19,10 +19,13 @@ from finetune.parallel import usable_cores
 from finetune.preprocess import Pixels, load_pixels
 from finetune.serving.admission import Admission
 from finetune.serving.batcher import Batcher, Probabilities
+from finetune.serving.health import Health
 from finetune.serving.lanes import Apart, Lane, LaneTimings, Together
 from finetune.serving.metrics import Metrics
 from finetune.serving.model_metrics import ModelMetrics
-from finetune.serving.predictor import Predictor, open_predictor
+from finetune.serving.placement import Placement
+from finetune.serving.predictor import Predictor
+from finetune.serving.refusal import Refusal
 from finetune.serving.routes import Target
 from finetune.serving.turns import Turns
 
@@ -54,8 +57,9 @@ class LiveModel:
         """target: what it is served as; cores: threads that several models share."""
         self.name, self.version = target.model, str(target.version)
         self.bundle, self.predictor, self.metrics = bundle, predictor, metrics
+        self.health = Health(f"{self.name} version {self.version}", predictor, metrics)
         self.request_photos = limits.photos
-        self.most_photos, self.delay_ms = most_photos(batch, predictor), batch.delay_ms
+        self.most_photos, self.delay_ms = predictor.batch_size, batch.delay_ms
         together = self.most_photos * min(predictor.runs, usable_cores())
         self.admission = Admission(limits.queue_photos, limits.wait_s, together)
         self._lane = self._open_lane(cores, int(1e6 * limits.megapixels), _Timings(metrics, self.admission))
@@ -86,6 +90,23 @@ class LiveModel:
     async def _answer(
         self, photos: Sequence[Photo] | NDArray[np.uint8], answer: Callable[[Any], Awaitable[Probabilities]]
     ) -> list[Probabilities | ImageError]:
+        try:
+            rows = await self._rows(photos, answer)
+        except Refusal:
+            raise
+        except Exception:
+            self.health.failed()
+            raise
+        answered = [row for row in rows if not isinstance(row, ImageError)]
+        # photos that cannot be read say nothing of the model
+        if answered:
+            self.health.answered()
+            self.metrics.answered(np.stack(answered))
+        return rows
+
+    async def _rows(
+        self, photos: Sequence[Photo] | NDArray[np.uint8], answer: Callable[[Any], Awaitable[Probabilities]]
+    ) -> list[Probabilities | ImageError]:
         with self.admission.admit(len(photos)) as leave:
 
             async def one(photo: Any) -> Probabilities | ImageError:
@@ -107,12 +128,8 @@ class LiveModel:
         for row in rows:
             if isinstance(row, BaseException) and not isinstance(row, ImageError):
                 raise row
-        answered = [row for row in rows if not isinstance(row, ImageError)]
-        if answered:
-            table = np.stack(answered)
-            if not np.isfinite(table).all():
+            if isinstance(row, np.ndarray) and not np.isfinite(row).all():
                 raise ArithmeticError(f"{self.name} version {self.version} answers with numbers that are none")
-            self.metrics.answered(table)
         return rows
 
     def _open_lane(self, cores: Turns, max_pixels: int, timings: LaneTimings) -> Lane:
@@ -144,7 +161,9 @@ class _Timings(NamedTuple):
         self.admission.measure(photos)
 
 
-def open_live(folder: Path, target: Target, config: ServeConfig, cores: Turns, metrics: Metrics) -> LiveModel:
+def open_live(
+    folder: Path, target: Target, config: ServeConfig, placement: Placement, cores: Turns, metrics: Metrics
+) -> LiveModel:
     """Open one version, prove that its files are those that were exported, and let it answer on its device.
 
     Raises FinetuneError, or what onnxruntime raises.
@@ -152,13 +171,9 @@ def open_live(folder: Path, target: Target, config: ServeConfig, cores: Turns, m
     if target.model in HIDDEN_NAMES:
         raise FinetuneError(f"{HIDDEN_NAMES[target.model]}: give the model {target.model} another name")
     bundle = open_bundle(folder)
-    threads = None if config.threads == "auto" else config.threads
-    predictor = open_predictor(bundle, config.device, threads, config.engine_cache, config.gpu_memory_mb)
-    most = most_photos(config.batch, predictor)
-    predictor.require_room(most, "batch.photos")
-    if most == 1 and config.batch.delay_ms:
+    predictor = placement.open(bundle)
+    if predictor.batch_size == 1 and config.batch.delay_ms:
         log.warning("batch.delay_ms=%g changes nothing as long as batch.photos=1", config.batch.delay_ms)
-    predictor.warm_up(most)
     answers = read_answers(folder)
     counted = metrics.loaded(
         target.model,
@@ -170,8 +185,3 @@ def open_live(folder: Path, target: Target, config: ServeConfig, cores: Turns, m
         None if answers is None else answers.probabilities,
     )
     return LiveModel(target, bundle, predictor, cores, config.batch, config.limits, counted)
-
-
-def most_photos(batch: BatchConfig, predictor: Predictor) -> int:
-    """Return how many photos run together."""
-    return predictor.batch_size if batch.photos == "auto" else batch.photos

@@ -41,6 +41,12 @@ class Families:
         self.pending = Gauge(
             "finetune_pending_photos", "Photos that are decoded, wait or run.", MODEL, registry=registry
         )
+        self.ready = Gauge(
+            "finetune_model_ready",
+            "1 while the model answers, 0 while it fails on its device.",
+            MODEL,
+            registry=registry,
+        )
         self.predictions = Counter(
             "finetune_predictions",
             f"Photos by predicted class: the model's first {COUNTED_CLASSES} classes, the rest as '{OTHER}'.",
@@ -50,7 +56,7 @@ class Families:
 
     @property
     def of_models(self) -> tuple[Histogram | Gauge, ...]:
-        return self.decode, self.wait, self.run, self.batch, self.confidence, self.pending
+        return self.decode, self.wait, self.run, self.batch, self.confidence, self.pending, self.ready
 
 
 class ModelMetrics:
@@ -81,6 +87,8 @@ class ModelMetrics:
             for family in (families.decode, families.wait, families.run, families.batch, families.confidence)
         )
         self._pending = families.pending.labels(name, version)
+        self._ready = families.ready.labels(name, version)
+        self.ready(True)
         self._predicted = [families.predictions.labels(name, version, label) for label in self._labels]
 
     def decoded(self, seconds: float) -> None:
@@ -105,6 +113,10 @@ class ModelMetrics:
         """So many photos more, or fewer, are decoded, wait or run."""
         self._pending.inc(delta)
         self._statistics.pending(delta)
+
+    def ready(self, ready: bool) -> None:
+        """It answers, or fails whatever it is asked."""
+        self._ready.set(ready)
 
     def succeeded(self, photos: int, request_s: float, times: RequestTimes) -> None:
         """A request of so many photos was answered; request_s: from its arrival; times: of its photos."""

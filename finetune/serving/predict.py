@@ -16,7 +16,7 @@ from finetune.config import PredictConfig
 from finetune.errors import AddressError, FinetuneError, ImageError
 from finetune.files import replacing
 from finetune.progress import track
-from finetune.serving.predictor import Predictor, open_predictor
+from finetune.serving.predictor import Predictor, open_predictor, require_room
 from finetune.stores import (
     SAMPLE_TEXTS,
     File,
@@ -40,15 +40,15 @@ def main(config: PredictConfig) -> str:
     bundle = open_bundle(config.model)
     files = _list_files(config.input, config.output)
     card = bundle.info.model
-    predictor = open_predictor(bundle, config.device, engine_cache=config.engine_cache)
-    batch_size = predictor.batch_size if config.batch_size == "auto" else config.batch_size
-    predictor.require_room(batch_size, "batch_size")
+    batch = None if config.batch_size == "auto" else config.batch_size
+    require_room(config.device, batch, "batch_size")
+    predictor = open_predictor(bundle, config.device, engine_cache=config.engine_cache, batch=batch)
     header = ["path", "label", "probability", "error", *(card.labels if config.probabilities else ())]
     counts: Counter[str] = Counter()
     with replacing(config.output) as beside, _csv(beside) as file:
         writer = csv.writer(file)
         writer.writerow(header)
-        rows = _rows(predictor, files, batch_size, config.probabilities)
+        rows = _rows(predictor, files, config.probabilities)
         for path, row in track(rows, "predicting", total=len(files)):
             writer.writerow([path, *row])
             counts[row[0]] += 1
@@ -60,10 +60,8 @@ def main(config: PredictConfig) -> str:
     return "\n".join(lines)
 
 
-def _rows(
-    predictor: Predictor, files: dict[str, StoredFile | str], batch_size: int, all_classes: bool
-) -> Iterator[tuple[str, Row]]:
-    answers = predictor.answers((file for file in files.values() if not isinstance(file, str)), batch_size)
+def _rows(predictor: Predictor, files: dict[str, StoredFile | str], all_classes: bool) -> Iterator[tuple[str, Row]]:
+    answers = predictor.answers((file for file in files.values() if not isinstance(file, str)), predictor.batch_size)
     for path, file in files.items():
         answer = file if isinstance(file, str) else next(answers)
         if isinstance(answer, np.ndarray):

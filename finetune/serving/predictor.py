@@ -17,7 +17,7 @@ from finetune.parallel import ordered_map, usable_cores
 from finetune.preprocess import Pixels, Preprocessing, Readable, load_pixels
 from finetune.progress import track
 from finetune.providers import TENSORRT_BATCH
-from finetune.runtime import Device, open_session
+from finetune.runtime import Device, Session, open_session
 
 # Photos that run at once. On a CPU each core does most with photos of its own, and a request of many photos costs no
 # more memory than a request of few and lets others run in between.
@@ -41,9 +41,10 @@ class Prediction(BaseModel):
 
 
 class Predictor:
-    """An open model. `run` is safe to call from several threads.
+    """An open model that has answered on its device. `run` is safe to call from several threads.
 
-    runs: how many calls of it at one time keep the device busy; more only wait for each other.
+    runs: how many calls of it at one time keep the device busy; more only wait for each other. batch_size: how many
+    photos should be given to `run` at most.
     """
 
     def __init__(
@@ -55,36 +56,27 @@ class Predictor:
         threads: int | None = None,
         engine_cache: Path | None = None,
         gpu_memory_mb: int | None = None,
+        batch: int | None = None,
     ) -> None:
+        """batch: photos that `run` will be given at most; None takes what suits the device."""
         self.labels, self.preprocessing = labels, preprocessing
-        self.session = open_session(model, device, threads, engine_cache, gpu_memory_mb)
-        self.on_gpu = self.session.provider in ("cuda", "tensorrt")
-        self.runs = 1 if self.on_gpu else threads or usable_cores()
+        self._threads, self._batch = threads, batch
+        self.session = open_session(model, device, threads, engine_cache, gpu_memory_mb, self._try)
 
-    @property
-    def batch_size(self) -> int:
-        """How many photos should be given to `run` at most."""
-        return GPU_BATCH if self.on_gpu else CPU_BATCH
+    def _try(self, session: Session) -> None:
+        self.session, self.on_gpu = session, session.provider in ("cuda", "tensorrt")
+        self.runs = 1 if self.on_gpu else self._threads or usable_cores()
+        self.batch_size = self._batch or (GPU_BATCH if self.on_gpu else CPU_BATCH)
+        self.warm_up()
 
-    def warm_up(self, most: int | None = None) -> None:
-        """Run blank photos through the model on its device; raises where the device cannot do it after all.
-
-        most: photos that `run` will be given at most, `batch_size` by default; a GPU sees every number it will run.
-        """
-        size, most = self.preprocessing.image_size, most or self.batch_size
-        for photos in _up_to(most) if self.on_gpu else dict.fromkeys((1, most)):
+    def warm_up(self) -> None:
+        """Run blank photos through the model, on a GPU every number of them; raises where the device cannot do it."""
+        size = self.preprocessing.image_size
+        for photos in _up_to(self.batch_size) if self.on_gpu else dict.fromkeys((1, self.batch_size)):
             for answers in self._run_each(np.zeros((photos, size, size, 3), dtype=np.uint8)):
                 if not np.isfinite(answers).all():
                     provider = self.session.provider
                     raise FinetuneError(f"on {provider} the model answers blank photos with numbers that are none")
-
-    def require_room(self, photos: int, key: str) -> None:
-        """Raise FinetuneError where the device cannot run so many at once; key: what they were asked for by."""
-        if self.session.provider == "tensorrt" and photos > TENSORRT_BATCH:
-            raise FinetuneError(
-                f"{key}={photos} is more than the {TENSORRT_BATCH} photos that TensorRT's engines are compiled for; "
-                f"use {key}={TENSORRT_BATCH} or less"
-            )
 
     def load(self, file: Readable) -> Pixels:
         """Decode a photo on this machine, in any format that training reads; raises ImageError with the reason."""
@@ -156,10 +148,20 @@ def open_predictor(
     threads: int | None = None,
     engine_cache: Path | None = None,
     gpu_memory_mb: int | None = None,
+    batch: int | None = None,
 ) -> Predictor:
-    """Open a bundle's model on a device."""
+    """Open a bundle's model on a device, and let it answer there."""
     card = bundle.info.model
-    return Predictor(bundle.model, card.labels, card.preprocessing, device, threads, engine_cache, gpu_memory_mb)
+    return Predictor(bundle.model, card.labels, card.preprocessing, device, threads, engine_cache, gpu_memory_mb, batch)
+
+
+def require_room(device: Device, photos: int | None, key: str) -> None:
+    """Raise FinetuneError where a device cannot run so many at once; key: what they were asked for by."""
+    if device == "tensorrt" and photos is not None and photos > TENSORRT_BATCH:
+        raise FinetuneError(
+            f"{key}={photos} is more than the {TENSORRT_BATCH} photos that TensorRT's engines are compiled for; "
+            f"use {key}={TENSORRT_BATCH} or less"
+        )
 
 
 def _fill_up(images: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -156,20 +156,7 @@ class Repository(Catalogue):
 
     def index(self) -> list[dict[str, str]]:
         """Return each version's state in the protocol's words, and what keeps it or its new files from being ready."""
-        # why exactly is for the log and an admin: it names files of this machine
-        reasons = {
-            **dict.fromkeys(self._missing.reasons, "its files cannot be read any more; what was open goes on"),
-            **dict.fromkeys(self._failed, "its files have changed and cannot be opened; what was open goes on"),
-        }
-        rows = [
-            {
-                "name": model.name,
-                "version": model.version,
-                "state": "READY",
-                "reason": reasons.get(Target(model.name, int(model.version)), ""),
-            }
-            for model in self.everything
-        ]
+        rows = [{"name": model.name, "version": model.version, **self._state(model)} for model in self.everything]
         rows += [
             {"name": target.model, "version": str(target.version), "state": "UNAVAILABLE", "reason": "cannot be opened"}
             for target in self._failed
@@ -177,6 +164,17 @@ class Repository(Catalogue):
         ]
         gone = {"version": "", "state": "UNAVAILABLE", "reason": "unloaded"}
         return rows + [{"name": name, **gone} for name in sorted(self._unloaded)]
+
+    def _state(self, model: LiveModel) -> dict[str, str]:
+        # why exactly is for the log and an admin: it names files of this machine
+        if not model.health.well:
+            return {"state": "UNAVAILABLE", "reason": "it fails on its device"}
+        target = Target(model.name, int(model.version))
+        if target in self._failed:
+            return {"state": "READY", "reason": "its files have changed and cannot be opened; what was open goes on"}
+        if target in self._missing.reasons:
+            return {"state": "READY", "reason": "its files cannot be read any more; what was open goes on"}
+        return {"state": "READY", "reason": ""}
 
     def close(self) -> None:
         """Look and open no more."""

@@ -31,6 +31,7 @@ from finetune.serving.keys import read_keys
 from finetune.serving.live import LiveModel, open_live
 from finetune.serving.metrics import Metrics
 from finetune.serving.open_connections import Guest, OpenConnections
+from finetune.serving.placement import Placement
 from finetune.serving.repository import Repository
 from finetune.serving.routes import Target
 from finetune.serving.turns import Turns
@@ -98,9 +99,10 @@ def assemble(config: ServeConfig, on_failure: Callable[[Exception], None]) -> Se
     metrics = Metrics()
     # a parser holds Python's lock until it is through: of two, one would hand it to the other, and not to the loop
     cores, parsing = Turns(usable_cores()), ThreadPoolExecutor(1, "parse")
+    placement = Placement(config)
 
     def open_model(folder: Path, target: Target) -> LiveModel:
-        return open_live(folder, target, config, cores, metrics)
+        return open_live(folder, target, config, placement, cores, metrics)
 
     repository = Repository(config, open_model, metrics)
     keys = read_keys(config.keys)

@@ -101,8 +101,9 @@ def assembled(models: Path, **changed: Any) -> Service:
     return assemble(serve_config(models, **changed), fail)
 
 
-def start(models: Path, log: Path, *words: str) -> Server:
-    command = [sys.executable, "-m", "finetune", "serve", f"models={models}", "port=0", *words]
+def start(models: Path, log: Path, *words: str, program: tuple[str, str] = ("-m", "finetune")) -> Server:
+    """program: what Python is given in place of the program, where it is to find other things than there are here."""
+    command = [sys.executable, *program, "serve", f"models={models}", "port=0", *words]
     with log.open("wb") as file:
         process = subprocess.Popen(command, stdout=file, stderr=file)
     deadline = time.monotonic() + READY_WITHIN_S
@@ -148,8 +149,8 @@ def start_server(tmp_path: Path) -> Iterator[Start]:
     """Start servers that end with the test."""
     started: list[Server] = []
 
-    def starting(models: Path, *words: str) -> Server:
-        started.append(start(models, tmp_path / f"server{len(started)}.log", *words))
+    def starting(models: Path, *words: str, **changed: Any) -> Server:
+        started.append(start(models, tmp_path / f"server{len(started)}.log", *words, **changed))
         return started[-1]
 
     yield starting

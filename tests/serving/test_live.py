@@ -15,13 +15,15 @@ from finetune.serving.asking import ask
 from finetune.serving.bodies import Patience
 from finetune.serving.live import LiveModel, open_live
 from finetune.serving.metrics import Metrics
+from finetune.serving.placement import Placement
 from finetune.serving.routes import Target
 from finetune.serving.turns import Turns
 from tests.serving.conftest import serve_config
 
 
 def open_as(name: str, models: Path, cores: Turns, **changed: object) -> LiveModel:
-    return open_live(models / "tiny", Target(name, 1), serve_config(models, **changed), cores, Metrics())
+    config = serve_config(models, **changed)
+    return open_live(models / "tiny", Target(name, 1), config, Placement(config), cores, Metrics())
 
 
 async def asked(model: LiveModel, photos: int, answering: Awaitable[Any]) -> None:

@@ -9,7 +9,8 @@ import pytest
 
 from finetune.bundle import open_bundle
 from finetune.errors import FinetuneError
-from finetune.serving.predictor import Predictor, open_predictor
+from finetune.serving.predictor import Predictor, open_predictor, require_room
+from tests import gpus
 
 
 class Seen:
@@ -39,10 +40,11 @@ def on_gpu(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> Seen:
 
 @pytest.mark.parametrize("most", [1, 2, 7, 32, 48])
 def test_a_gpu_has_seen_every_number_of_photos_before_it_is_ready(
-    most: int, predictor: Predictor, monkeypatch: pytest.MonkeyPatch
+    most: int, tiny_models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    predictor = open_predictor(open_bundle(tiny_models / "tiny"), "cpu", 1, batch=most)
     seen = on_gpu(predictor, monkeypatch)
-    predictor.warm_up(most)
+    predictor.warm_up()
     warm = set(seen.counts)
     side_px = predictor.preprocessing.image_size
     images = np.random.default_rng(0).integers(0, 256, (most, side_px, side_px, 3), np.uint8)
@@ -62,9 +64,34 @@ def test_a_processor_runs_what_it_is_given(predictor: Predictor, monkeypatch: py
     assert seen.counts == [1, 3]
 
 
-def test_more_than_an_engine_was_compiled_for_is_refused(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
-    predictor.require_room(64, "batch.photos")
-    monkeypatch.setattr(predictor, "session", replace(predictor.session, provider="tensorrt"))
-    predictor.require_room(32, "batch.photos")
+def test_more_than_an_engine_was_compiled_for_is_refused() -> None:
+    require_room("cpu", 64, "batch.photos")
+    require_room("tensorrt", None, "batch.photos")
+    require_room("tensorrt", 32, "batch.photos")
     with pytest.raises(FinetuneError, match=r"batch.photos=33 is more than the 32 photos .* use batch.photos=32"):
-        predictor.require_room(33, "batch.photos")
+        require_room("tensorrt", 33, "batch.photos")
+
+
+@pytest.mark.parametrize("device", ["cuda", "tensorrt", "openvino"])
+def test_a_device_that_opens_a_model_and_cannot_run_it_is_refused(
+    device: Any, tiny_models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpus.install(monkeypatch, before_run=gpus.out_of_memory)
+    said = (
+        rf"^device={device} does not work here: .* requested buffer of size 3221225472; mend that, or use device=\w+$"
+    )
+    with pytest.raises(FinetuneError, match=said):
+        open_predictor(open_bundle(tiny_models / "tiny"), device, engine_cache=tmp_path)
+
+
+def test_auto_takes_the_cpu_where_a_gpu_cannot_run_the_model(
+    tiny_models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpus.install(monkeypatch, before_run=gpus.out_of_memory)
+    predictor = open_predictor(open_bundle(tiny_models / "tiny"), "auto")
+    assert predictor.session.provider == "cpu"
+    assert predictor.session.why.startswith("no CUDA: ")
+    assert predictor.session.why.endswith("requested buffer of size 3221225472")
+    assert (predictor.on_gpu, predictor.batch_size) == (False, 1)
+    size = predictor.preprocessing.image_size
+    assert predictor.run(np.zeros((1, size, size, 3), np.uint8)).shape == (1, 3)
