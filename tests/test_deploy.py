@@ -82,6 +82,34 @@ def test_what_the_server_is_given_is_understood_and_leaves_time_to_end(place: st
     assert until_killed_s > config.drain_s + config.grace_s
 
 
+@pytest.mark.parametrize("place", ARGUMENTS)
+def test_memory_suffices_for_the_largest_photos_and_all_that_is_held(place: str) -> None:
+    config = configured(ARGUMENTS[place])
+    given = {
+        "kserve": container_of(KSERVE)["resources"],
+        "gpu patch": PATCHED["resources"],
+        "compose cpu": COMPOSE["cpu"]["deploy"]["resources"],
+        "compose gpu": COMPOSE["gpu"]["deploy"]["resources"],
+    }.get(place, container_of(DEPLOYMENT)["resources"])
+    limits = given["limits"]
+    # the patch leaves processors as they are
+    processors = float(limits.get("cpus", limits.get("cpu", container_of(DEPLOYMENT)["resources"]["limits"]["cpu"])))
+    held_gb = config.limits.held_mb / 1000 * (2 if config.grpc_port else 1)
+    in_gb = {"G": 1.0, "Gi": 1.024**3}
+    number, unit = re.fullmatch(r"(\d+)(Gi?)", limits["memory"]).groups()  # type: ignore[union-attr]
+    # the sum of docs/deploy.md, and room for a model
+    assert int(number) * in_gb[unit] >= 0.2 + 0.4 * processors + held_gb + 0.3
+    if not place.startswith("compose"):
+        assert given["requests"]["memory"] == limits["memory"]
+
+
+def test_kserve_is_asked_for_what_takes_a_time_to_end() -> None:
+    # Knative's webhook denies a revision that has one
+    annotations = documents("kserve.yaml")[0]["metadata"]["annotations"]
+    assert annotations == {"serving.kserve.io/deploymentMode": "RawDeployment"}
+    assert "terminationGracePeriodSeconds" in KSERVE
+
+
 def test_ports_agree() -> None:
     (exposed,) = re.findall(r"^EXPOSE (\d+)$", DOCKERFILE, re.MULTILINE)
     port = container_of(DEPLOYMENT)["ports"][0]

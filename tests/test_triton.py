@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from tritonclient.grpc import model_config_pb2
 
 from finetune.bundle import INPUT, OUTPUT
 from finetune.triton import MAX_BATCH, labels_file, triton_config
+from tests.conftest import ROOT
 
 AWKWARD = 'a "quoted" \\ one\nwith a line break, é, 花 and 🌸'
 
@@ -55,6 +57,13 @@ def test_triton_refuses_no_batch_size_of_it() -> None:
     config = parse(triton_config("flowers", INPUT, OUTPUT, image_size=224, classes=3))
     sizes = [*config.dynamic_batching.preferred_batch_size, *(one.batch_size for one in config.model_warmup)]
     assert all(0 < size <= config.max_batch_size for size in sizes)
+
+
+def test_the_instances_that_the_documents_choose_are_read() -> None:
+    (added,) = re.findall(r"```protobuf\n(.*?)```", (ROOT / "docs/deploy.md").read_text(encoding="utf-8"), re.DOTALL)
+    config = parse(triton_config("flowers", INPUT, OUTPUT, image_size=64, classes=3) + added)
+    (group,) = config.instance_group
+    assert (group.count, group.kind, list(group.gpus)) == (2, model_config_pb2.ModelInstanceGroup.KIND_GPU, [0])
 
 
 @given(name=st.text(st.characters(exclude_categories=["Cs"])))

@@ -35,7 +35,7 @@ from finetune.serving.predict_route import predict_router
 from finetune.serving.refusal import Refusal
 from finetune.serving.repository import Repository
 from finetune.serving.status_routes import status_router
-from finetune.serving.telemetry import telemetry
+from finetune.serving.telemetry import send_last, telemetry
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +65,8 @@ def create_app(
     repository from being opened or from answering any more, or that one from listening.
     """
 
+    traces = telemetry(config.telemetry)
+
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         if not keys.known and not _is_loopback(config.host):
@@ -78,6 +80,7 @@ def create_app(
             await tending
         repository.close()
         parsing.shutdown(wait=False, cancel_futures=True)
+        await send_last(traces)
 
     app = FastAPI(
         title="finetune-service",
@@ -89,7 +92,7 @@ def create_app(
         # what it would lead to, it takes from a header that clients write
         redirect_slashes=False,
         responses={status: {"model": Problem} for status in REFUSED},
-        telemetry=telemetry(config.telemetry),
+        telemetry=traces,
     )
     limits = config.limits
     # a form's photos stay in memory, as raw bodies do: the container's disk may be read-only

@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from finetune.serving.logs import request_id
 from finetune.serving.metrics import Metrics
 from finetune.serving.refusal import TURNED_AWAY
+from finetune.serving.telemetry import join_span
 
 log = logging.getLogger("finetune.access")
 
@@ -52,6 +53,7 @@ class Envelope:
             await self.app(scope, receive, send)
             return
         identity = identify(Headers(scope=scope))
+        trace = join_span(identity)
         # what handlers find out, for the line in the log
         facts: dict[str, Any] = {}
         scope.setdefault("state", {})["facts"] = facts
@@ -95,7 +97,8 @@ class Envelope:
             if route not in QUIET:
                 if status in TURNED_AWAY:
                     self.metrics.refused(str(status))
-                fields = {"status": status, "ms": round(1000 * seconds, 1), "client": _client(scope), **facts}
+                said = {"status": status, "ms": round(1000 * seconds, 1), "client": _client(scope)}
+                fields = {**said, **trace, **facts}
                 log.info("%s %s", scope["method"], scope["path"][:200], extra={"fields": fields})
             request_id.reset(token)
 

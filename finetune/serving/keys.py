@@ -68,13 +68,16 @@ def read_keys(path: Path | None, environment: Mapping[str, str] = os.environ) ->
     """Read `NAME predict|admin SHA256`, a line each, from a file, or else from the variable FINETUNE_KEYS.
 
     Blank lines and those that begin with # are passed over. Raises FinetuneError with the number of a line that is
-    wrong, never with what stands in it, and where there is no key: a secret that was not filled in opens nothing.
+    wrong, never with what stands in it; where there is no key, as a secret that was not filled in opens nothing; and
+    where both are given, as keys of one would be unknown without a word.
     """
     if path is None:
         if VARIABLE not in environment:
             return Keys(())
         source, text, remedy = VARIABLE, environment[VARIABLE], "unset it"
     else:
+        if VARIABLE in environment:
+            raise FinetuneError(f"keys={path} and {VARIABLE} are both given; leave one out")
         source, text, remedy = f"keys={path}", _read(path), "leave keys= out"
     lines = [(n, line.strip()) for n, line in enumerate(text.replace(";", "\n").splitlines(), start=1)]
     keys = tuple(_key(source, n, line) for n, line in lines if line and not line.startswith("#"))

@@ -39,17 +39,22 @@ class LogWriter(logging.Handler):
             self.lost += 1
 
     def flush(self) -> None:
+        """Wait as the end of a process does."""
+        self.flush_within(LONGEST_END_S)
+
+    def flush_within(self, longest_s: float) -> None:
         """Wait until all is written that has come up so far, while somebody takes it; the rest is lost, and told of."""
-        latest, known = time.monotonic() + LONGEST_END_S, -1
+        latest, known = time.monotonic() + longest_s, -1
+        a_while_s = min(LAST_LINES_S, longest_s)
         written = self._mark()
         while self._bytes > known and time.monotonic() < latest:
             known = self._bytes
-            if written.wait(LAST_LINES_S):
+            if written.wait(a_while_s):
                 return
         self._give_up()
         told = self._mark()
         if self._bytes > known:
-            told.wait(LAST_LINES_S)
+            told.wait(a_while_s)
 
     def _mark(self) -> threading.Event:
         """Return what is set once all that stands in the line is written, and what was lost is told of."""

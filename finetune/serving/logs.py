@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Literal
 
-from finetune.serving.log_writer import LogWriter
+from finetune.serving.log_writer import LONGEST_END_S, LogWriter
 
 # Set for each request; run_in_executor starts a thread without it, asyncio.to_thread with it.
 request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
@@ -91,10 +91,13 @@ def _log_what_ends_the_program(kind: type[BaseException], error: BaseException, 
     logging.getLogger("finetune").critical("ended by a fault of its own", exc_info=(kind, error, trace))
 
 
-def flush() -> None:
-    """Wait for lines that are still to be written, where they can be."""
+def flush(longest_s: float = LONGEST_END_S) -> None:
+    """Wait for lines that are still to be written, where they can be; those that nobody takes in time are lost."""
     for handler in logging.getLogger().handlers:
-        handler.flush()
+        if isinstance(handler, LogWriter):
+            handler.flush_within(longest_s)
+        else:
+            handler.flush()
 
 
 def _message(record: logging.LogRecord) -> str:

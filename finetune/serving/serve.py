@@ -41,6 +41,8 @@ log = logging.getLogger(__name__)
 
 # Beside connections: models, the log, sockets that listen.
 OTHER_FILES = 100
+# For the log's last lines, where somebody does not want to wait any more.
+SECOND_SIGNAL_S = 0.2
 
 
 def main(config: ServeConfig) -> str:
@@ -127,7 +129,7 @@ class Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self._captured_signals:
             log.warning("a second signal: ending at once")
-            logging.shutdown()
+            logs.flush(SECOND_SIGNAL_S)
             os._exit(128 + sig)
         self._captured_signals.append(sig)
         self._repository.drain()
@@ -163,7 +165,17 @@ class Server(uvicorn.Server):
 
 def _uvicorn_config(config: ServeConfig, service: Service, places: OpenConnections, unread: Unread) -> uvicorn.Config:
     limits = config.limits
+
+    def ask_nobody() -> str:
+        # Python would ask a terminal, and wait there
+        raise FinetuneError(
+            f"tls_key={config.tls_key} is encrypted, and nobody is asked for its pass phrase; give one that is not: "
+            f"openssl pkey -in {config.tls_key} -out plain.key"
+        )
+
     try:
+        if config.tls_cert:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(config.tls_cert, config.tls_key, ask_nobody)
         loaded = uvicorn.Config(
             service.app,
             http=connection_type(limits.header_s, limits.body_s, places, unread),

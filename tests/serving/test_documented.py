@@ -112,9 +112,11 @@ def test_tritonclient_as_it_is_told(
     rewrite_bundle(models / "flowers/1", name="flowers")
     server = start_server(models)
     (tmp_path / "photos").symlink_to(tiny_models.parent / "photos")
-    (code,) = re.findall(r"```python\n(.*?)```", SERVING, re.DOTALL)
-    exec(code.replace("localhost:8000", server.address.removeprefix("http://")), {})
-    values, best = capsys.readouterr().out.splitlines()
+    for text in (SERVING, (ROOT / "docs/deploy.md").read_text()):
+        (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+        exec(code.replace("localhost:8000", server.address.removeprefix("http://")), {})
+    values, best, decoded_by_the_client = capsys.readouterr().out.splitlines()
+    assert decoded_by_the_client == values
     assert len(values.strip("[]").split()) == len(CLASSES)
     assert re.match(r"\[\[b'0\.\d+:2:red' b'0\.\d+:\d:\w+'\]\]", best)
 

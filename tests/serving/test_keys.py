@@ -58,6 +58,14 @@ def test_they_may_stand_in_the_environment() -> None:
     assert [key.name for key in keys.known] == ["a", "b"]
 
 
+@pytest.mark.parametrize("text", [line("b", "admin", CHIEF), ""])
+def test_a_file_and_the_variable_are_not_both_taken(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "keys"
+    path.write_text(line("a", "predict", CLERK))
+    with pytest.raises(FinetuneError, match="and FINETUNE_KEYS are both given; leave one out"):
+        read_keys(path, {"FINETUNE_KEYS": text})
+
+
 @pytest.mark.parametrize("text", ["", " ; \n", "# nobody"])
 def test_a_variable_that_was_not_filled_in_opens_nothing(text: str) -> None:
     with pytest.raises(FinetuneError, match="FINETUNE_KEYS holds no key; give keys, or unset it to ask for none"):
