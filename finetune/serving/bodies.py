@@ -33,12 +33,12 @@ class BodyLimits:
         headers = Headers(scope=scope)
         try:
             self._require_declared(headers.get("content-length", ""))
-            body = _Body(self, receive, headers.get("content-encoding", "identity"))
+            body = _Body(self, receive, send, headers.get("content-encoding", "identity"))
         except Refusal as refusal:
             await self._refuse(refusal)(scope, receive, send)
             return
         try:
-            await self.app(scope, body.receive, send)
+            await self.app(scope, body.receive, body.send)
         finally:
             self.held.hold(body.who, -body.bytes)
 
@@ -58,13 +58,14 @@ class BodyLimits:
 class _Body:
     """One request's body. who: its client; bytes: those handed on so far."""
 
-    def __init__(self, limits: BodyLimits, receive: Receive, encoding: str) -> None:
+    def __init__(self, limits: BodyLimits, receive: Receive, send: Send, encoding: str) -> None:
         self.who, self.bytes = client.get(), 0
-        self._limits, self._receive = limits, receive
+        self._limits, self._receive, self._send = limits, receive, send
         self._inflater = None if encoding.strip().lower() == "identity" else Inflater(encoding, limits.max_bytes)
         self._deadline = asyncio.get_running_loop().time() + limits.limits.body_s
         # whether all of it has come, and whether all of it was handed on
         self._came = self._complete = False
+        self._is_late = False
 
     async def receive(self) -> Message:
         if self._complete:
@@ -85,6 +86,12 @@ class _Body:
         self.bytes += len(chunk)
         return {"type": "http.request", "body": chunk, "more_body": not self._complete}
 
+    async def send(self, message: Message) -> None:
+        """Hand on a part of the answer, which is the last of its connection where the body did not come in time."""
+        if self._is_late and message["type"] == "http.response.start":
+            message = {**message, "headers": [*message["headers"], (b"connection", b"close")]}
+        await self._send(message)
+
     def _inflated(self, chunk: bytes) -> bytes:
         """Return what is next of the body, and note whether that is its end."""
         self._complete = self._came
@@ -100,6 +107,7 @@ class _Body:
             async with asyncio.timeout_at(self._deadline):
                 return await self._receive()
         except TimeoutError:
+            self._is_late = True
             raise Refusal(408, f"the body did not come within {self._limits.limits.body_s:g} s") from None
 
 

@@ -14,6 +14,10 @@ ENCODINGS = tuple(_WINDOWS)
 _LEVEL = 1
 # Inflated at one time, in a fraction of a millisecond: as much as a connection brings, though a thousandth may hold it.
 STEP_BYTES = 65_536
+# gzip may follow gzip, RFC 1952's members, and be one body; each member begins so.
+_MEMBER = b"\x1f\x8b"
+# Of such members, however many bytes they may hold: each takes a step, an empty one for 20 bytes.
+MAX_MEMBERS = 1000
 
 
 class Inflater:
@@ -31,6 +35,7 @@ class Inflater:
         self._stream = zlib.decompressobj(_WINDOWS[name])
         self._left = max_bytes
         self._max_bytes = max_bytes
+        self._members = 1
         # whether all that was fed has come out
         self.hungry = True
 
@@ -38,17 +43,27 @@ class Inflater:
         """Return the next `STEP_BYTES` at most of what has come, a further chunk included."""
         # one byte more tells a body that is too large from one that just fits; 0, once refused, would mean no limit
         most = min(max(self._left, 0) + 1, STEP_BYTES)
+        # one of the two is empty
+        rest = self._stream.unconsumed_tail + self._stream.unused_data + chunk
+        if self._stream.eof and rest:
+            self._begin_member(rest)
         try:
-            inflated = self._stream.decompress(self._stream.unconsumed_tail + chunk, most)
+            inflated = self._stream.decompress(rest, most)
         except zlib.error:
             raise Refusal(400, f"the body is damaged, or no {self._name}") from None
-        self.hungry = len(inflated) < most
+        self.hungry = len(inflated) < most and not self._stream.unused_data
         self._left -= len(inflated)
         if self._left < 0:
             raise Refusal(413, f"the body inflates to more than {self._max_bytes / 1e6:g} MB")
-        if self._stream.unused_data:
-            raise Refusal(400, f"something follows the end of the {self._name} body")
         return inflated
+
+    def _begin_member(self, rest: bytes) -> None:
+        if self._name != "gzip" or not rest.startswith(_MEMBER[: len(rest)]):
+            raise Refusal(400, f"something follows the end of the {self._name} body")
+        if self._members == MAX_MEMBERS:
+            raise Refusal(413, f"the body has more than {MAX_MEMBERS} gzip members; compress it in one")
+        self._members += 1
+        self._stream = zlib.decompressobj(_WINDOWS[self._name])
 
     def finish(self) -> None:
         """Judge the body as a whole, after its last chunk."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from types import SimpleNamespace
 from typing import Any
 
 import httptools
@@ -22,13 +23,18 @@ LAST_REQUEST_S = 1.0
 # When the server ends: for a client to close a connection over TLS, too.
 GOODBYE_S = 0.5
 UNREADABLE = "this is no HTTP request that can be read"
+TOO_LARGE = f"the headers are larger than {MAX_HEADER_BYTES // 1024} KiB"
+
+
+class HeadersTooLarge(Exception):
+    """A request line and its headers, whole, are larger than is taken."""
 
 
 def connection_type(header_s: float, body_s: float, places: OpenConnections, unread: Unread) -> type[HttpToolsProtocol]:
     """Return uvicorn's HTTP/1.1 connection with limits.
 
     header_s: seconds in which a request's headers must be there, once its first byte is, or the connection is made; and
-    that a client gets to end a body which nobody waits for any more.
+    that a client gets to end a body which nobody waits for any more, or to read why it was refused while it sends on.
     body_s: that a client gets to take what is written at one time.
     places: each has one there, which it leaves. unread: is told of what is refused here.
     """
@@ -38,7 +44,8 @@ def connection_type(header_s: float, body_s: float, places: OpenConnections, unr
             super().__init__(*arguments, **keywords)
             self._clock: asyncio.TimerHandle | None = None
             self._writing: asyncio.TimerHandle | None = None
-            # bytes since the parser last came to the end of headers, of a part of a body, or of a request
+            # bytes since the parser last came to the end of headers, of a part of a body, or of a request; not what it
+            # made of the same piece after that
             self._pending_bytes = 0
             self._in_body = self._has_body = self._deaf = False
             self._running: RequestResponseCycle | None = None
@@ -63,12 +70,13 @@ def connection_type(header_s: float, body_s: float, places: OpenConnections, unr
                 self.parser.feed_data(data)
             except httptools.HttpParserUpgrade as upgrade:
                 self._go_on_without_upgrade(data[upgrade.args[0] :])
-            except httptools.HttpParserError:
-                self._refuse(400, UNREADABLE)
-            if self.transport.is_closing():
+            except httptools.HttpParserError as error:
+                is_large = isinstance(error.__context__, HeadersTooLarge)
+                self._refuse(*((431, TOO_LARGE) if is_large else (400, UNREADABLE)))
+            if self._deaf or self.transport.is_closing():
                 return
             if self._pending_bytes > MAX_HEADER_BYTES:
-                self._refuse(431, f"the headers are larger than {MAX_HEADER_BYTES // 1024} KiB")
+                self._refuse(431, TOO_LARGE)
             elif self._clock is None and not self._is_asked and not self.timeout_keep_alive_task:
                 # what begins no request, or goes on with one that was refused, would else keep it open for ever
                 self._start_clock()
@@ -84,6 +92,8 @@ def connection_type(header_s: float, body_s: float, places: OpenConnections, unr
         def on_headers_complete(self) -> None:
             self._stop_clock()
             self._pending_bytes = 0
+            if self._header_bytes() > MAX_HEADER_BYTES:
+                raise HeadersTooLarge
             if self.parser.should_upgrade():
                 # the parser would take the body for another protocol
                 return
@@ -108,11 +118,12 @@ def connection_type(header_s: float, body_s: float, places: OpenConnections, unr
 
         def on_response_complete(self) -> None:
             super().on_response_complete()
-            if not self._is_asked and not self._in_body and self._clock is None:
+            if self._is_asked:
+                return
+            if self._in_body:
+                self._leave_body()
+            elif self._clock is None:
                 self._is_idle, self._since = True, self.loop.time()
-            if self._in_body and not self._has_body and self.expect_100_continue:
-                # nobody knows whether the body or another request comes next
-                self.transport.close()
 
         def pause_writing(self) -> None:
             super().pause_writing()
@@ -156,11 +167,39 @@ def connection_type(header_s: float, body_s: float, places: OpenConnections, unr
 
         def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
             self._running = cycle
+            writing = {"write": self.transport.write, "is_closing": self.transport.is_closing}
+            cycle.transport = SimpleNamespace(**writing, close=self._close_behind_answer)  # type: ignore[assignment]
             super()._start_asgi_task(cycle, app)
 
         @property
         def _is_asked(self) -> bool:
             return self.cycle is not None and not self.cycle.response_complete
+
+        def _header_bytes(self) -> int:
+            line = len(b"%s %s HTTP/1.1\r\n\r\n" % (self.parser.get_method(), self.url))
+            return line + sum(len(b"%s: %s\r\n" % header) for header in self.headers)
+
+        def _leave_body(self) -> None:
+            """Wait for the end of a body whose request is answered, for another may follow; but not for as long."""
+            self._unset_keepalive_if_required()
+            if not self._has_body and self.expect_100_continue:
+                # nobody knows whether the body or another request comes next
+                self.transport.close()
+            elif self._clock is None:
+                self._start_clock()
+
+        def _close_behind_answer(self) -> None:
+            """Close, but let a client that may still be sending read its answer, which a reset would take from it."""
+            is_sending = (self._in_body or self._deaf) and not self.pipeline
+            # closing over TLS waits for the client by itself
+            if not is_sending or self.transport.is_closing() or not self.transport.can_write_eof():
+                self.transport.close()
+                return
+            self._deaf = True
+            self.transport.write_eof()
+            self.flow.resume_reading()
+            if self._clock is None:
+                self._start_clock()
 
         def _go_on_without_upgrade(self, rest: bytes) -> None:
             """Take a request as if it had not offered another protocol, as Java's client does with each first one."""
@@ -173,7 +212,6 @@ def connection_type(header_s: float, body_s: float, places: OpenConnections, unr
             self.data_received(b"\r\n".join([line, *kept, b"", rest]))
 
         def _start_clock(self) -> None:
-            self._pending_bytes = 0
             self._clock = self.loop.call_later(header_s, self._late)
 
         def _stop_clock(self) -> None:
@@ -190,8 +228,8 @@ def connection_type(header_s: float, body_s: float, places: OpenConnections, unr
             if self.flow.read_paused:
                 # it is us who do not read
                 self._start_clock()
-            elif self._is_idle:
-                # browsers and balancers connect beforehand, and may then have nothing to ask
+            elif self._is_idle or self._in_body or self._deaf:
+                # browsers and balancers connect beforehand, and may then have nothing to ask; others were told already
                 self.transport.close()
             else:
                 self._refuse(408, f"the headers did not come within {header_s:g} s")
@@ -202,12 +240,15 @@ def connection_type(header_s: float, body_s: float, places: OpenConnections, unr
             if self.transport.is_closing():
                 return
             unread.refused(status, message, self.client[0] if self.client else "")
-            if self._is_asked and not self._in_body:
-                self.cycle.keep_alive, self._deaf = False, True
+            if self._in_body:
+                self.transport.close()
                 return
-            if not self._in_body:
-                self.transport.write(refusal(status, message))
-            self.transport.close()
+            self._deaf = True
+            if self._is_asked:
+                self.cycle.keep_alive = False
+                return
+            self.transport.write(refusal(status, message))
+            self._close_behind_answer()
 
         def _end_if_idle(self) -> None:
             if not self._is_asked:

@@ -6,9 +6,14 @@ from collections.abc import Collection
 from typing import Any
 
 from finetune.config.serving import LimitsConfig
+from finetune.preprocess import MAX_DEEP_PIXELS
+from finetune.serving import predict_route, protocol
+from finetune.serving.compression import MAX_MEMBERS
+from finetune.serving.connection import MAX_HEADER_BYTES, MAX_PIPELINED
 from finetune.serving.envelope import GIVEN_ID
 from finetune.serving.guard import role_of
 from finetune.serving.keys import Role
+from finetune.serving.tensors import MAX_DIMS, MAX_ELEMENTS
 
 SCHEMES = {
     "Bearer": {"type": "http", "scheme": "bearer", "description": "Authorization: Bearer KEY"},
@@ -27,6 +32,25 @@ HEADERS = {
 # what carries which, beside the id
 HEADER_OF = {"401": "WWW-Authenticate", "429": "Retry-After", "503": "Retry-After", "504": "Retry-After"}
 
+# pydantic's own, which it has no name for
+JSON_DEPTH = 201
+# Limits that no key changes: the most, the status of more, and of what.
+FIXED = (
+    (f"{MAX_HEADER_BYTES:,}", "431", "bytes of a request's headers, and of what follows a chunked body"),
+    (f"{MAX_PIPELINED:,}", "closed", "requests sent on without waiting for an answer"),
+    ("`limits.photos`", "413", "parts of a form that are no photos"),
+    (f"{MAX_MEMBERS:,}", "413", "gzip members of a body"),
+    (f"{MAX_DEEP_PIXELS:,}", "422", "pixels of a photo of 16 bits a channel"),
+    (f"{predict_route.MAX_NESTS:,}", "422", "arrays and objects in JSON with photos"),
+    (f"{predict_route.MAX_QUOTES:,}", "413", "quotes in JSON with photos, beside two for each of `limits.photos`"),
+    (f"{protocol.MAX_NESTS:,}", "413", "arrays and objects in JSON with tensors"),
+    (f"{protocol.MAX_QUOTES:,}", "413", "quotes in JSON with tensors"),
+    (f"{JSON_DEPTH:,}", "400", "arrays and objects in JSON, one in the other"),
+    (f"{protocol.MAX_TENSORS:,}", "400", "inputs of a request, and outputs"),
+    (f"{MAX_DIMS:,}", "400", "dimensions of a tensor"),
+    (f"{MAX_ELEMENTS:,}", "400", "elements of a BYTES tensor"),
+)
+
 
 def description(limits: LimitsConfig) -> str:
     """Return what stands above the routes, in Markdown."""
@@ -35,7 +59,9 @@ def description(limits: LimitsConfig) -> str:
         for name, field in LimitsConfig.model_fields.items()
     ]
     about = "Image classification with models exported by `finetune export`. The limits of this server:"
-    return "\n".join([about, "", "| key | here | meaning |", "| --- | --- | --- |", *rows])
+    here = [about, "", "| key | here | meaning |", "| --- | --- | --- |", *rows]
+    fixed = ["| fixed | above it | of |", "| --- | --- | --- |", *(f"| {' | '.join(row)} |" for row in FIXED)]
+    return "\n".join([*here, "", "And those that no key changes:", "", *fixed])
 
 
 def declare_keys(schema: dict[str, Any], keyless: Collection[Role]) -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from finetune.serving.compression import ENCODINGS, STEP_BYTES, Inflater, compress
+from finetune.serving.compression import ENCODINGS, MAX_MEMBERS, STEP_BYTES, Inflater, compress
 from finetune.serving.refusal import Refusal
 
 DEFLATED: dict[str, Callable[[bytes], bytes]] = {"gzip": gzip.compress, "deflate": zlib.compress}
@@ -88,9 +88,42 @@ def test_what_ends_early_or_goes_on_is_refused(encoding: str, chunk: int) -> Non
     for end in range(len(whole)):
         short = refused(whole[:end], encoding, chunk=chunk)
         assert (short.status, short.message) == (400, f"the {encoding} body ends too early")
-    for more in (b"x", whole):
+    for more in (b"x", zlib.compress(b"more")):
         long = refused(whole + more, encoding, chunk=chunk)
         assert (long.status, long.message) == (400, f"something follows the end of the {encoding} body")
+
+
+@given(bodies=st.lists(st.binary(max_size=2000), min_size=1, max_size=5), chunk=st.integers(1, 6000))
+@settings(max_examples=60)
+def test_gzip_behind_gzip_is_one_body(bodies: list[bytes], chunk: int) -> None:
+    whole = b"".join(bodies)
+    members = b"".join(map(gzip.compress, bodies))
+    assert inflate(members, "gzip", max_bytes=len(whole), chunk=chunk) == whole == gzip.decompress(members)
+    if whole:
+        assert refused(members, "gzip", len(whole) - 1, chunk).status == 413
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 10**6])
+def test_a_second_body_is_judged_as_the_first(chunk: int) -> None:
+    first, second = gzip.compress(b"some text " * 20), gzip.compress(b"more")
+    for end in range(1, len(second)):
+        assert refused(first + second[:end], chunk=chunk).message == "the gzip body ends too early"
+    damaged = second[:-8] + bytes(4) + second[-4:]
+    assert refused(first + damaged, chunk=chunk).message == "the body is damaged, or no gzip"
+
+
+def test_several_bodies_of_gzip_are_bounded_in_steps_and_in_number() -> None:
+    inflater = Inflater("gzip", 10 * STEP_BYTES)
+    steps = [inflater.feed(gzip.compress(bytes(STEP_BYTES)) * 11)]
+    while sum(map(len, steps)) < 10 * STEP_BYTES:
+        assert not inflater.hungry
+        steps.append(inflater.feed())
+    assert max(map(len, steps)) == STEP_BYTES
+    assert refused(gzip.compress(bytes(STEP_BYTES)) * 11, max_bytes=10 * STEP_BYTES).status == 413
+    empty = gzip.compress(b"")
+    assert inflate(empty * MAX_MEMBERS, "gzip") == b""
+    many = refused(empty * (MAX_MEMBERS + 1))
+    assert (many.status, many.message) == (413, "the body has more than 1000 gzip members; compress it in one")
 
 
 @given(body=st.binary(max_size=200), encoding=encodings, data=st.data())

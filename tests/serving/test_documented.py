@@ -14,11 +14,13 @@ import httpx
 import pytest
 import yaml
 from fastapi.testclient import TestClient
+from pydantic_core import from_json
 
 from finetune.config import ServeConfig
 from finetune.schema import describe
+from finetune.serving.interface import FIXED, JSON_DEPTH, description
 from tests.conftest import CLASSES, ROOT, rewrite_bundle
-from tests.serving.conftest import READY_WITHIN_S, Start, assembled
+from tests.serving.conftest import READY_WITHIN_S, Start, assembled, serve_config
 
 SERVING = (ROOT / "docs/serving.md").read_text()
 DEPLOYING = [ROOT / "docs/deploy.md", ROOT / "docs/deploy/rules.yaml", ROOT / "docs/deploy/autoscale.yaml"]
@@ -61,6 +63,20 @@ def test_the_limits_of_the_readme_are_those() -> None:
     assert [row[0] for row in table] == list(statuses)
     for name, value, status, _ in table:
         assert (value, status) == (default(name.strip("`")), statuses[name] or "closed")
+
+
+def test_the_fixed_limits_are_told_everywhere_as_they_are() -> None:
+    told = description(serve_config(ROOT).limits)
+    head = "| fixed | above it | of |"
+    assert [tuple(row) for row in rows(told, head)] == list(FIXED)
+    for text in (SERVING, (ROOT / "README.md").read_text()):
+        assert rows(text, head) == rows(told, head)
+
+
+def test_json_is_as_deep_as_is_told() -> None:
+    assert from_json("[" * JSON_DEPTH + "]" * JSON_DEPTH)
+    with pytest.raises(ValueError, match="recursion limit"):
+        from_json("[" * (JSON_DEPTH + 1) + "]" * (JSON_DEPTH + 1))
 
 
 def test_keys_and_defaults_that_the_text_names_exist() -> None:

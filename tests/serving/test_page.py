@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from tests.conftest import ROOT
@@ -33,6 +34,8 @@ COUNT_URLS = """{
   URL.createObjectURL = (file) => (urls.add(createObjectURL(file)), [...urls].at(-1));
   URL.revokeObjectURL = (url) => (urls.delete(url), revokeObjectURL(url));
 }"""
+# The page's clock runs 20 times as fast.
+HASTE = "{ const wait = setTimeout; window.setTimeout = (then, ms) => wait(then, ms / 20); }"
 # What assistive technology must have a name for.
 NAMED = {"button", "link", "textbox", "combobox", "DisclosureTriangle", "heading", "form", "region", "dialog"}
 # Texts whose contrast with what is painted behind them is less than WCAG's level AA asks for.
@@ -189,8 +192,58 @@ def test_of_several_names_and_versions_the_chosen_one_answers(
 
     # a version that goes while it is chosen
     shutil.rmtree(models / "tiny" / "2")
-    page.until("(watch(), served.models.length === 1)")
+    page.until("served.models.length === 1")
     assert page.do("$('version')") is None
+    assert page.problems == []
+
+
+def test_what_the_server_serves_is_looked_at_again_while_a_person_looks(
+    browser: Browser, start_server: Start, tiny_models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FINETUNE_KEYS", f"me admin {hashlib.sha256(b'open-sesame').hexdigest()}")
+    models = shutil.copytree(tiny_models, tmp_path / "models")
+    shutil.copytree(models / "tiny" / "1", models / "tiny" / "2")
+    served = start_server(models, "versions=all", "reload_s=0.1")
+    key = {"X-API-Key": "open-sesame"}
+    asked = Counter[str]()
+
+    def counting(request: dict[str, Any]) -> None:
+        asked[request["url"].removeprefix(served.address)] += 1
+
+    page = browser.open("about:blank")
+    page.call("Page.addScriptToEvaluateOnNewDocument", source=HASTE)
+    page.answer(counting)
+    page.go(served.address)
+    page.until("!$('gate').hidden")
+    page.type("open-sesame")
+    page.press("Enter")
+    page.until(READY)
+    page.do("{ $('version').value = '1'; $('version').dispatchEvent(new Event('change')); }")
+
+    # a new one stands in the picker, and what was picked stays picked
+    shutil.copytree(models / "tiny" / "1", tmp_path / "3")
+    (tmp_path / "3").rename(models / "tiny" / "3")
+    page.until("$('version').options.length === 4")
+    assert page.do("$('version').value") == "1"
+
+    unload = f"{served.address}/v2/repository/models/tiny/unload"
+    assert httpx.post(unload, headers=key).status_code == 200
+    page.until("$('state').textContent === 'No model is served'")
+    assert page.do("$('model').hidden")
+    assert httpx.post(unload.replace("unload", "load"), headers=key).status_code == 200
+    page.until(f"{READY} && !$('model').hidden")
+    assert page.do("$('version').value") == "1"
+
+    # timers end in order: this one after that of the next look
+    later = "new Promise((then) => setTimeout(then, 15000))"
+    page.do("Object.defineProperty(document, 'hidden', { value: true, configurable: true }), 0")
+    page.do(later)
+    asked.clear()
+    page.do(later)
+    assert not asked, "nobody sees it"
+    page.do("delete document.hidden, document.dispatchEvent(new Event('visibilitychange')), 0")
+    page.do(later)
+    assert asked["/models"] >= 2
     assert page.problems == []
 
 
