@@ -7,7 +7,7 @@ from typing import Any
 
 from finetune.config.serving import LimitsConfig
 from finetune.preprocess import MAX_DEEP_PIXELS
-from finetune.serving import predict_route, protocol
+from finetune.serving import photos, protocol
 from finetune.serving.compression import MAX_MEMBERS
 from finetune.serving.connection import MAX_HEADER_BYTES, MAX_PIPELINED
 from finetune.serving.envelope import GIVEN_ID
@@ -38,11 +38,10 @@ JSON_DEPTH = 201
 FIXED = (
     (f"{MAX_HEADER_BYTES:,}", "431", "bytes of a request's headers, and of what follows a chunked body"),
     (f"{MAX_PIPELINED:,}", "closed", "requests sent on without waiting for an answer"),
-    ("`limits.photos`", "413", "parts of a form that are no photos"),
     (f"{MAX_MEMBERS:,}", "413", "gzip members of a body"),
     (f"{MAX_DEEP_PIXELS:,}", "422", "pixels of a photo of 16 bits a channel"),
-    (f"{predict_route.MAX_NESTS:,}", "422", "arrays and objects in JSON with photos"),
-    (f"{predict_route.MAX_QUOTES:,}", "413", "quotes in JSON with photos, beside two for each of `limits.photos`"),
+    (f"{photos.MAX_NESTS:,}", "422", "arrays and objects in JSON with photos"),
+    (f"{photos.MAX_QUOTES:,}", "413", "quotes in JSON with photos, beside two for each of `limits.photos`"),
     (f"{protocol.MAX_NESTS:,}", "413", "arrays and objects in JSON with tensors"),
     (f"{protocol.MAX_QUOTES:,}", "413", "quotes in JSON with tensors"),
     (f"{JSON_DEPTH:,}", "400", "arrays and objects in JSON, one in the other"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shutil
 import subprocess
@@ -56,6 +57,15 @@ class Server:
     def _status_mb(self, key: str) -> float:
         status = Path(f"/proc/{self.process.pid}/status").read_text()
         return int(re.findall(rf"{key}:\s+(\d+) kB", status)[0]) / 1000
+
+    @contextlib.contextmanager
+    def grows_by_less_than(self, mb: float) -> Iterator[None]:
+        """Fail the test where it takes so much more memory meanwhile, though it gives that back."""
+        before = self.rss_mb
+        # the most that it has had is counted from here on
+        Path(f"/proc/{self.process.pid}/clear_refs").write_text("5")
+        yield
+        assert self.most_mb - before < mb
 
     def told(self) -> str:
         """Return its log, which a thread of its own writes, once all is in it that came up until now."""

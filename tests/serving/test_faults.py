@@ -28,12 +28,15 @@ from typing import Any
 
 import httpx
 import numpy as np
+import onnx
 import pytest
 from PIL import Image
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse
 from starlette.types import Message
 
+from finetune.bundle import open_bundle
+from finetune.files import sha256
 from finetune.serving.bodies import BodyLimits
 from finetune.serving.predictor import Predictor
 from finetune.serving.refusal import Refusal
@@ -83,13 +86,12 @@ def error_of(response: httpx.Response, status: int) -> str:
 @pytest.mark.parametrize("path", ["/predict", INFER])
 @pytest.mark.parametrize("encoding", ["gzip", "deflate"])
 def test_a_body_that_inflates_without_end(server: Server, path: str, encoding: str) -> None:
-    before = server.rss_mb
     deflating = zlib.compressobj(9, wbits=31 if encoding == "gzip" else 15)
     bomb = b"".join([*(deflating.compress(bytes(10_000_000)) for _ in range(50)), deflating.flush()])
     assert len(bomb) < 1_000_000
-    response = httpx.post(f"{server.address}{path}", content=bomb, headers={"Content-Encoding": encoding})
+    with server.grows_by_less_than(100):
+        response = httpx.post(f"{server.address}{path}", content=bomb, headers={"Content-Encoding": encoding})
     assert error_of(response, 413) == "the body inflates to more than 20 MB"
-    assert server.rss_mb - before < 100
 
 
 def test_an_image_that_unfolds_without_end(server: Server) -> None:
@@ -98,10 +100,9 @@ def test_an_image_that_unfolds_without_end(server: Server) -> None:
 
     header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
     bomb = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(100_000)))
-    before = server.rss_mb
-    said = error_of(httpx.post(f"{server.address}/predict", content=bomb + chunk(b"IEND", b"")), 422)
-    assert said == "more than 100 megapixels"
-    assert server.rss_mb - before < 30
+    with server.grows_by_less_than(30):
+        response = httpx.post(f"{server.address}/predict", content=bomb + chunk(b"IEND", b""))
+    assert error_of(response, 422) == "more than 100 megapixels"
 
 
 @pytest.mark.parametrize(
@@ -180,6 +181,19 @@ def test_the_photos_of_a_client_that_left_leave_the_queue(server: Server) -> Non
 # disks
 
 
+def turn_answers_around(version: Path) -> None:
+    """Give a bundle's network other weights: those of its first class are those of its last, and so on."""
+    bundle = open_bundle(version)
+    proto = onnx.load(bundle.model)
+    for tensor in proto.graph.initializer:
+        if tensor.name.startswith("classifier.head.linear."):
+            turned = onnx.numpy_helper.to_array(tensor)[::-1].copy()
+            tensor.CopyFrom(onnx.numpy_helper.from_array(turned, tensor.name))
+    onnx.save(proto, bundle.model)
+    info = bundle.info.model_copy(update={"files": {**bundle.info.files, "model.onnx": sha256(bundle.model)}})
+    (version / "bundle.json").write_text(info.model_copy(update={"seal": info.expected_seal}).as_text)
+
+
 def test_models_that_change_under_the_server(models: Path, start_server: Start, red_photo: bytes) -> None:
     server = start_server(models, "reload_s=0.05")
     version = models / "tiny" / "1"
@@ -188,22 +202,34 @@ def test_models_that_change_under_the_server(models: Path, start_server: Start, 
     def said(words: str, times: int = 1) -> Callable[[], bool]:
         return lambda: server.log.read_text().count(words) >= times
 
+    def label() -> str:
+        answer = httpx.post(f"{server.address}/predict?model=tiny", content=red_photo)
+        return str(answer.json()["predictions"][0]["label"])
+
+    def require_looked(beside: Path, name: str) -> None:
+        """Wait until it has looked at what is there now: another model, which only comes now, answers."""
+        shutil.copytree(models.parent / "kept", beside / name)
+        until(lambda: httpx.get(f"{server.address}/v2/models/{name}/ready").status_code == 200)
+
+    shutil.copytree(models / "tiny", models.parent / "kept")
+    turn_answers_around(shutil.copytree(version, models.parent / "other"))
     (version / "model.onnx").write_bytes(model[: len(model) // 2])
     until(said("tiny version 1 cannot be opened"))
     server.require_well(red_photo)
     (version / "model.onnx").write_bytes(model)
     until(said("is warm on", 2))
     server.require_well(red_photo)
-    (version / "new").write_bytes(model)
-    (version / "new").replace(version / "model.onnx")
-    until(said("is warm on", 3))
-    server.require_well(red_photo)
+    for name in ("model.onnx", "bundle.json"):
+        (models.parent / "other" / name).replace(version / name)
+    until(lambda: label() == "blue")
     shutil.rmtree(models / "tiny")
-    time.sleep(0.3)
-    server.require_well(red_photo)
+    require_looked(models, "second")
+    assert label() == "blue"
     shutil.rmtree(models)
-    time.sleep(0.3)
-    server.require_well(red_photo)
+    require_looked(models, "third")
+    assert label() == "blue"
+    assert httpx.get(f"{server.address}/readyz").status_code == 200
+    server.require_no_fault()
 
 
 def test_a_hundred_reloads_under_load_fail_no_request(models: Path, start_server: Start, red_photo: bytes) -> None:
@@ -469,10 +495,11 @@ def test_tls(tiny_models: Path, start_server: Start, tmp_path: Path, red_photo: 
     with socket.create_connection(server.place, timeout=10) as plain:
         plain.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
         assert b"200" not in plain.recv(1000)
-    with socket.create_connection(server.place, timeout=10) as silent:
-        began = time.monotonic()
+    began = time.monotonic()
+    with socket.create_connection(server.place, timeout=60) as silent:
+        # it is let go, and not at once
         assert silent.recv(1000) == b""
-        assert 0.9 < time.monotonic() - began < 5
+    assert time.monotonic() - began > 0.9
     assert "Traceback" not in server.log.read_text()
     server.process.send_signal(signal.SIGTERM)
     assert server.process.wait(timeout=60) == 0

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import functools
 import json
 import re
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -281,31 +284,63 @@ def test_threads_lose_no_count_while_others_read_load_and_unload() -> None:
     assert value(metrics, "finetune_pending_photos", **FLOWERS) == 0
 
 
-def test_a_request_s_calls_cost_microseconds() -> None:
-    """About 15 on an idle core; the limit is for a loaded one and for what should never be there: a look-up, a scan."""
-    metrics = Metrics()
-    reference = np.random.default_rng(0).dirichlet(np.ones(1000), 1000).astype(np.float32)
-    model = load(metrics, labels=[str(number) for number in range(1000)], reference=reference)
-    fastest = np.inf
-    for _ in range(50):
-        start = time.perf_counter()
-        for _ in range(20):
-            metrics.in_flight.inc()
-            model.pending(1)
-            model.decoded(0.004)
-            model.waited(0.002)
-            model.pending(-1)
-            model.ran(1, 0.006)
-            model.answered(reference[:1])
-            times = RequestTimes()
-            times.decoded(0.004)
-            times.ran(0.002, 0.006)
-            model.succeeded(1, 0.013, times)
-            model.formatted(0.00001)
-            metrics.request("/predict", 200, 0.013)
-            metrics.in_flight.dec()
-        fastest = min(fastest, (time.perf_counter() - start) / 20)
-    assert fastest < 100e-6
+def steps_of(function: Callable[[], None]) -> tuple[int, set[str]]:
+    """Return how many instructions of Python a call takes, and the names of all functions that it gets to."""
+    steps, called = 0, set()
+
+    def trace(frame: FrameType, event: str, _: object) -> Any:
+        nonlocal steps
+        if event == "call":
+            frame.f_trace_opcodes = True
+            called.add(frame.f_code.co_name)
+        steps += event == "opcode"
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        function()
+    finally:
+        sys.settrace(before)
+    return steps, called
+
+
+def test_a_request_s_calls_look_nothing_up_and_scan_nothing() -> None:
+    """Neither more classes nor all the requests before make them longer."""
+    metrics, steps = Metrics(), []
+
+    def request(model: ModelMetrics, probabilities: np.ndarray) -> None:
+        metrics.in_flight.inc()
+        model.pending(1)
+        model.decoded(0.004)
+        model.waited(0.002)
+        model.pending(-1)
+        model.ran(1, 0.006)
+        model.answered(probabilities)
+        times = RequestTimes()
+        times.decoded(0.004)
+        times.ran(0.002, 0.006)
+        model.succeeded(1, 0.013, times)
+        model.formatted(0.00001)
+        metrics.request("/predict", 200, 0.013)
+        metrics.in_flight.dec()
+
+    for classes in (10, 1000):
+        reference = np.full((1000, classes), 0.25 / (classes - 1), np.float32)
+        reference[np.arange(1000), np.arange(1000) % classes] = 0.75
+        model = load(metrics, labels=[str(number) for number in range(classes)], reference=reference)
+        # the last class is the last of any scan
+        asked = functools.partial(request, model, reference[classes - 1 : classes])
+        # the first of a route and a status looks them up
+        asked()
+        for _ in range(2):
+            count, called = steps_of(asked)
+            steps.append(count)
+            assert "observe" in called
+            assert "labels" not in called
+            for _ in range(500):
+                asked()
+    assert steps == [steps[0]] * 4
 
 
 def test_buckets_resolve_a_millisecond_and_reach_ten_seconds() -> None:
