@@ -11,7 +11,7 @@ from pathlib import Path
 
 from finetune.bundle import open_bundle
 from finetune.parallel import usable_cores
-from finetune.preprocess import Readable, load_pixels
+from finetune.preprocess import load_pixels
 from finetune.runtime import Device
 from finetune.serving.predictor import Predictor, open_predictor
 
@@ -68,7 +68,7 @@ def _in_batches(predictor: Predictor, raw: bytes, seconds: float) -> Row:
     stop = time.perf_counter() + seconds
     begun: list[float] = []
 
-    def photos() -> Iterator[Readable]:
+    def photos() -> Iterator[bytes]:
         while (now := time.perf_counter()) < stop:
             begun.append(now)
             yield raw
