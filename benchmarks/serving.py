@@ -36,6 +36,7 @@ from finetune.runtime import Device
 HERE = Path(__file__).parent
 CLIENTS = (1, 16, 64)
 OURS = "finetune serve"
+READY_S = 2.0
 # Of the queue under overload: what a service with a promise of a tenth of a second would set.
 OVERLOAD_WAIT_S = 0.05
 # Beside the seconds that are asked for: starting, and the answers that are still to come.
@@ -123,8 +124,8 @@ def judge(servers: list[Measured], bare: list[dict[str, Row]]) -> int:
     """Print each figure beside what is aimed at; returns how many were missed."""
     ours, missed = servers[0], 0
     for server in servers:
-        least = 2 if server.product == OURS else None
-        missed += _missed(f"{server.name}: seconds until it is ready", server.ready_s, most=least)
+        most = READY_S if server.product == OURS else None
+        missed += _missed(f"{server.name}: seconds until it is ready", server.ready_s, most=most)
         missed += _unanswered(server)
     alone = [p50 / rows[ALONE]["p50"] for p50, rows in zip(ours.all(1, "p50"), bare, strict=True)]
     missed += _missed("one client: p50 over decode and run", alone, most=1.1)
