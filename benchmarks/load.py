@@ -5,15 +5,16 @@ python benchmarks/load.py PORT PHOTO SECONDS rate R [KIND]        R requests a s
 
 KIND: the content type; "multipart/form-data; boundary=edge; field=NAME" sends the photo as a part of a form.
 
-Prints JSON: answered (a second), refused (503, a second), failed, and p50 and p99 in ms of those that were answered.
+Prints JSON: answered (a second), refused (503, a second), failed, and p50 and p99 in ms of those that were answered,
+null where none was.
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import json
 import random
-import sys
 import time
 from pathlib import Path
 from typing import cast
@@ -31,6 +32,7 @@ class Connection(asyncio.Protocol):
     def __init__(self) -> None:
         self._received = b""
         self._answer: asyncio.Future[bytes] | None = None
+        self.lost = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # uvloop's are none by inheritance
@@ -47,6 +49,7 @@ class Connection(asyncio.Protocol):
             answer.set_result(head)
 
     def connection_lost(self, error: Exception | None) -> None:
+        self.lost = True
         if self._answer is not None:
             self._answer.set_exception(error or ConnectionResetError("the server closed the connection"))
 
@@ -82,22 +85,30 @@ class Load:
             due += random.expovariate(rate)
         await asyncio.gather(*tasks)
 
-    async def _connect(self) -> Connection:
+    async def _connected(self, kept: Connection | None) -> Connection:
+        if kept is not None and not kept.lost:
+            return kept
         return (await asyncio.get_running_loop().create_connection(Connection, "127.0.0.1", self.port))[1]
 
     async def _client(self, stop: float) -> None:
-        connection = await self._connect()
+        connection = None
         while (began := time.perf_counter()) < stop:
+            connection = await self._connected(connection)
             await self._ask(connection, began)
-        connection.close()
+        if connection is not None:
+            connection.close()
 
     async def _one(self, idle: list[Connection], due: float) -> None:
-        connection = idle.pop() if idle else await self._connect()
+        connection = await self._connected(idle.pop() if idle else None)
         await self._ask(connection, due)
         idle.append(connection)
 
     async def _ask(self, connection: Connection, began: float) -> None:
-        status = (await connection.ask(self.request))[9:12]
+        try:
+            status = (await connection.ask(self.request))[9:12]
+        except OSError:
+            # closed in place of an answer: as failed as a 500
+            status = b""
         if not self.counts:
             return
         if status == b"200":
@@ -108,7 +119,7 @@ class Load:
             self.failed += 1
 
 
-async def measure(port: int, request: bytes, seconds: float, way: str, amount: float) -> dict[str, float]:
+async def measure(port: int, request: bytes, seconds: float, way: str, amount: float) -> dict[str, float | None]:
     random.seed(0)
     load = Load(port, request)
     began = time.perf_counter() + WARM_UP_S
@@ -123,23 +134,36 @@ async def measure(port: int, request: bytes, seconds: float, way: str, amount: f
         "answered": len(ordered) / taken,
         "refused": load.refused / taken,
         "failed": load.failed,
-        "p50": 1000 * ordered[len(ordered) // 2],
-        "p99": 1000 * ordered[int(0.99 * len(ordered))],
+        "p50": 1000 * ordered[len(ordered) // 2] if ordered else None,
+        "p99": 1000 * ordered[int(0.99 * len(ordered))] if ordered else None,
     }
 
 
 def main() -> None:
-    port, photo, seconds, way, amount = sys.argv[1:6]
-    kind = sys.argv[6] if len(sys.argv) > 6 else "image/jpeg"
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("port", type=int)
+    parser.add_argument("photo", type=Path)
+    parser.add_argument("seconds", type=float)
+    parser.add_argument("way", choices=("clients", "rate"))
+    parser.add_argument("amount", type=float)
+    parser.add_argument("kind", nargs="?", default="image/jpeg")
+    given = parser.parse_args()
+    request = request_of(given.photo.read_bytes(), given.kind)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        try:
+            measured = runner.run(measure(given.port, request, given.seconds, given.way, given.amount))
+        except ConnectionRefusedError as error:
+            raise SystemExit(f"load.py: nobody listens on port {given.port}") from error
+    print(json.dumps(measured))
+
+
+def request_of(body: bytes, kind: str) -> bytes:
     kind, _, name = kind.partition("; field=")
-    body = Path(photo).read_bytes()
     if name:
         edge = kind.partition("boundary=")[2]
         part = f'--{edge}\r\nContent-Disposition: form-data; name="{name}"; filename="0.jpg"\r\n'
         body = f"{part}Content-Type: image/jpeg\r\n\r\n".encode() + body + f"\r\n--{edge}--\r\n".encode()
-    request = HEAD.format(kind=kind, size=len(body)).encode() + body
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        print(json.dumps(runner.run(measure(int(port), request, float(seconds), way, float(amount)))))
+    return HEAD.format(kind=kind, size=len(body)).encode() + body
 
 
 if __name__ == "__main__":

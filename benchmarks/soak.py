@@ -2,35 +2,32 @@
 
     python benchmarks/soak.py MODELS [SECONDS]
 
-MODELS: a model repository, such as `finetune export` writes. SECONDS: 1800 by default. Eight clients send photos of
-many sizes and formats, alone and in batches, by every interface, as fast as they are answered. Exits 1 where a request
-failed, or where memory grew after a warm-up of a quarter of the time: where its slope less three standard errors is
-still more than LIMIT_MB_PER_HOUR.
+MODELS: a model repository, such as `finetune export` writes. SECONDS: 1800 by default. Each photo is asked about alone;
+then eight clients send photos of many sizes and formats, alone and in batches, by every interface, as fast as they are
+answered. Exits 1 where a request failed or a photo had another answer than alone, where the server has ended, or where
+memory grew after a warm-up of a quarter of the time: where its slope less three standard errors is still more than
+LIMIT_MB_PER_HOUR.
 """
 
 from __future__ import annotations
 
-import base64
+import argparse
 import io
 import random
-import re
-import socket
-import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
-import httpx
 import numpy as np
 import psutil
-import tritonclient.grpc as triton_grpc
-import tritonclient.http as triton
 from PIL import Image
+
+from benchmarks.interfaces import OTHERS, PHOTOS, Client, Known
+from benchmarks.servers import Running, free_port, started
 
 CLIENTS, DEFAULT_S, SAMPLE_S = 8, 1800.0, 1.0
 # A week of it comes to less than one photo of 100 megapixels takes while it is decoded, for which there has to be room.
@@ -40,39 +37,70 @@ WARM_UP = 0.25
 STRETCHES = 12
 SIDES_PX = (32, 100, 224, 500, 1000, 1600)
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
-KINDS = ("raw", "form", "json", "infer", "grpc", "bad", "metrics")
 
 
-def main(models: str, seconds: float = DEFAULT_S) -> int:
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", type=Path)
+    parser.add_argument("seconds", type=float, nargs="?", default=DEFAULT_S)
+    given = parser.parse_args()
+    port, grpc_port = free_port(), free_port()
+    words = [f"models={given.models.resolve()}", f"port={port}", f"grpc_port={grpc_port}", "limits.wait_s=30"]
+    command = [sys.executable, "-m", "finetune", "serve", *words]
     photos = draw_photos()
-    with tempfile.TemporaryDirectory() as folder, Path(folder, "log").open("w+") as log:
-        port = free_port()
-        words = [f"models={models}", "port=0", f"grpc_port={port}", "limits.wait_s=30"]
-        server = subprocess.Popen([sys.executable, "-m", "finetune", "serve", *words], stdout=log, stderr=log)
-        try:
-            addresses = wait_until_ready(server, Path(folder, "log")), f"127.0.0.1:{port}"
-            return soak(server.pid, addresses, photos, seconds)
-        finally:
-            server.terminate()
-            server.wait()
+
+    def connect() -> Client:
+        return Client(f"http://127.0.0.1:{port}", f"127.0.0.1:{grpc_port}", photos)
+
+    with started("finetune serve", command, f"http://127.0.0.1:{port}/readyz") as server:
+        with connect() as client:
+            known = {model: client.known(model) for model in client.models()}
+        for model, answers in known.items():
+            print(f"{model}: {len(photos)} photos were asked about alone, {told_apart(answers)} pairs told apart")
+        return soak(server, connect, known, given.seconds)
 
 
-def soak(pid: int, addresses: tuple[str, str], photos: list[bytes], seconds: float) -> int:
+def told_apart(answers: list[Known]) -> str:
+    """Return of how many pairs of photos a swap would show."""
+    pairs = [(one, other) for number, one in enumerate(answers) for other in answers[:number]]
+    return f"{sum(not one.same_row(other.row) for one, other in pairs)} of {len(pairs)}"
+
+
+def soak(server: Running, connect: Callable[[], Client], known: dict[str, list[Known]], seconds: float) -> int:
     ended, counts = threading.Event(), Counter[str]()
     pool = ThreadPoolExecutor(CLIENTS)
-    clients = [pool.submit(ask, addresses, photos, number, ended, counts) for number in range(CLIENTS)]
-    samples = []
-    began = time.monotonic()
-    while (now := time.monotonic() - began) < seconds:
-        if now > WARM_UP * seconds:
-            samples.append((now / 3600, psutil.Process(pid).memory_info().rss / 1e6))
-        time.sleep(SAMPLE_S)
-    ended.set()
+    # Ctrl-C may come at any moment, and Python waits for threads that nobody ends
+    try:
+        clients = [pool.submit(ask, connect, known, number, ended, counts) for number in range(CLIENTS)]
+        print(f"{CLIENTS} clients ask for {seconds:g} s", flush=True)
+        samples = sampled(server, clients, seconds)
+    finally:
+        ended.set()
     for client in clients:
         # raises what kept one from asking at all
         client.result()
+    return report(counts, np.array(samples), seconds)
+
+
+def sampled(server: Running, clients: list[Future[None]], seconds: float) -> list[tuple[float, float]]:
+    """Return hours and MB of the server from after the warm-up on; raises where it, or a client, has ended."""
+    process, samples = psutil.Process(server.process.pid), []
+    began = time.monotonic()
+    while (now := time.monotonic() - began) < seconds:
+        server.require_running()
+        for client in clients:
+            if client.done():
+                client.result()
+        if now > WARM_UP * seconds:
+            samples.append((now / 3600, process.memory_info().rss / 1e6))
+        time.sleep(SAMPLE_S)
+    server.require_running()
+    return samples
+
+
+def report(counts: Counter[str], samples: np.ndarray, seconds: float) -> int:
     failed = sum(count for kind, count in counts.items() if kind.startswith("failed"))
-    slope, error, grew = judge(np.array(samples))
+    slope, error, grew = judge(samples)
     print(f"{counts['answered']} requests of {counts['photos']} photos answered in {seconds:g} s, {failed} failed")
     for kind, count in counts.items():
         if kind.startswith("failed"):
@@ -101,92 +129,46 @@ def slope_of(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
 
 
 def ask(
-    addresses: tuple[str, str], photos: list[bytes], number: int, ended: threading.Event, counts: Counter[str]
+    connect: Callable[[], Client],
+    known: dict[str, list[Known]],
+    seed: int,
+    ended: threading.Event,
+    counts: Counter[str],
 ) -> None:
-    chance, own = random.Random(number), Counter[str]()
-    http, grpc = addresses
-    with (
-        httpx.Client(base_url=http, timeout=60) as client,
-        triton.InferenceServerClient(http.removeprefix("http://"), connection_timeout=60, network_timeout=60) as infer,
-        triton_grpc.InferenceServerClient(grpc) as call,
-    ):
-        models = sorted({entry["name"] for entry in client.get("/models").json()["models"]})
+    chance, own = random.Random(seed), Counter[str]()
+    with connect() as client:
         while not ended.is_set():
-            kind, model = chance.choice(KINDS), chance.choice(models)
-            batch = chance.choices(photos, k=1 if kind in ("raw", "bad") else chance.choice((1, 1, 2, 5, 12)))
+            kind, model = chance.choice(PHOTOS + OTHERS), chance.choice(sorted(known))
+            size = 1 if kind == "raw" else chance.choice((1, 1, 2, 5, 12))
+            numbers = chance.choices(range(len(client.photos)), k=size) if kind in PHOTOS else []
             try:
-                if kind == "infer":
-                    right = inferred(infer.infer(model, [tensor_of(triton, batch)]), batch)
-                elif kind == "grpc":
-                    right = inferred(call.infer(model, [tensor_of(triton_grpc, batch)], client_timeout=60), batch)
+                if numbers:
+                    right = client.right(kind, model, numbers, known[model])
                 else:
-                    right = asked_over_http(client, kind, model, batch)
-                own["answered" if right else f"failed: {kind}"] += 1
-                own["photos"] += len(batch)
+                    right = client.right_without_photos(kind, model)
             except Exception as error:
                 own[f"failed: {kind}: {error!r}"] += 1
+                continue
+            own["answered" if right else f"failed: {kind}"] += 1
+            own["photos"] += len(numbers) if right else 0
     counts.update(own)
 
 
-def tensor_of(protocol: Any, batch: list[bytes]) -> Any:
-    """Return photos as one of Triton's two clients sends them."""
-    array = np.array(batch, dtype=object)
-    return protocol.InferInput("encoded_images", array.shape, "BYTES").set_data_from_numpy(array)
-
-
-def inferred(result: Any, batch: list[bytes]) -> bool:
-    return bool(result.as_numpy("probabilities").shape[0] == len(batch))
-
-
-def asked_over_http(client: httpx.Client, kind: str, model: str, batch: list[bytes]) -> bool:
-    """Send photos by one of the interfaces; returns whether the answer is what it should be."""
-    if kind == "metrics":
-        return client.get("/metrics").status_code == 200
-    address = f"/predict?model={model}"
-    if kind == "bad":
-        return client.post(address, content=batch[0][:200]).status_code == 422
-    if kind == "raw":
-        response = client.post(address, content=batch[0])
-    elif kind == "form":
-        response = client.post(address, files=[("photo", ("photo", raw)) for raw in batch])
-    else:
-        response = client.post(address, json={"photos": [base64.b64encode(raw).decode() for raw in batch]})
-    return response.status_code == 200 and len(response.json()["predictions"]) == len(batch)
-
-
 def draw_photos() -> list[bytes]:
+    """Return photos of every size and format, each of other pixels around another colour, so that answers differ."""
     chance = np.random.default_rng(0)
     photos = []
     for side in SIDES_PX:
-        coarse = Image.fromarray(chance.integers(0, 256, (8, 8, 3), np.uint8))
         for form in FORMATS:
             if form == "BMP" and side > 500:
                 continue
+            colour = chance.integers(0, 156, 3)
+            coarse = Image.fromarray((colour + chance.integers(0, 100, (8, 8, 3))).astype(np.uint8))
             buffer = io.BytesIO()
             coarse.resize((side, side * 3 // 4)).save(buffer, form)
             photos.append(buffer.getvalue())
     return photos
 
 
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
-
-
-def wait_until_ready(server: subprocess.Popen[bytes], log: Path) -> str:
-    while server.poll() is None:
-        found = re.search(r"http://[\d.]+:\d+", log.read_text())
-        try:
-            if found and httpx.get(f"{found[0]}/readyz").status_code == 200:
-                return found[0]
-        except httpx.TransportError:
-            pass
-        time.sleep(0.1)
-    raise SystemExit(log.read_text())
-
-
 if __name__ == "__main__":
-    if len(sys.argv) not in (2, 3):
-        raise SystemExit(__doc__)
-    raise SystemExit(main(sys.argv[1], *map(float, sys.argv[2:])))
+    raise SystemExit(main())

@@ -1,6 +1,6 @@
-"""BentoML with its adaptive batching, in one worker.
+"""BentoML with its adaptive batching; each worker has a model of its own.
 
-BUNDLE=... bentoml serve --port PORT benchmarks.peers.serve_bentoml:Classifier
+BUNDLE=... DEVICE=cpu WORKERS=1 bentoml serve --port PORT benchmarks.peers.serve_bentoml:Classifier
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 from benchmarks.peers.plain_model import PlainModel
 
 
-@bentoml.service(workers=1, traffic={"timeout": 60, "max_concurrency": 256})
+@bentoml.service(workers=int(os.environ["WORKERS"]), traffic={"timeout": 60, "max_concurrency": 256})
 class Classifier:
     def __init__(self) -> None:
         self.model = PlainModel(Path(os.environ["BUNDLE"]))

@@ -1,8 +1,11 @@
 """LitServe with its batching: photos are decoded as requests come in and run together, up to 4 after up to 5 ms.
 
-python benchmarks/peers/serve_litserve.py BUNDLE PORT
+DEVICE=cpu WORKERS=1 python benchmarks/peers/serve_litserve.py BUNDLE PORT
+
+Each worker decodes one photo after another and has a model of its own.
 """
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -36,6 +39,9 @@ class Classifier(litserve.LitAPI):
 
 if __name__ == "__main__":
     server = litserve.LitServer(
-        Classifier(max_batch_size=4, batch_timeout=0.005, api_path="/predict"), accelerator="cpu", timeout=60
+        Classifier(max_batch_size=4, batch_timeout=0.005, api_path="/predict"),
+        accelerator="cpu",
+        workers_per_device=int(os.environ["WORKERS"]),
+        timeout=60,
     )
     server.run(host="127.0.0.1", port=int(sys.argv[2]), generate_client_file=False, log_level="warning")

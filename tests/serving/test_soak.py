@@ -3,11 +3,14 @@ from __future__ import annotations
 import os
 import re
 import runpy
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 ROOT = Path(__file__).parents[2]
@@ -22,6 +25,17 @@ def leak():
 if "serve" in sys.orig_argv:
     threading.Thread(target=leak, daemon=True).start()
 """
+SWAP = """
+import sys
+if "serve" in sys.orig_argv:
+    import finetune.serving.predict_route as route
+    asked = route.ask
+    async def swapped(*given):
+        return list(reversed(await asked(*given)))
+    route.ask = swapped
+"""
+# Of what takes a second or two on an idle machine.
+WITHIN_S = 120
 
 
 def soaked(models: Path, *folders: Path) -> subprocess.CompletedProcess[str]:
@@ -45,6 +59,42 @@ def test_a_server_that_leaks_is_told_of(tiny_models: Path, tmp_path: Path) -> No
     slope = re.findall(r"slope \+(\S+) MB an hour, .*: GREW", done.stdout)
     # 40 MB a second, and a tenth of it on a busy machine; no warm-up takes as much
     assert float(slope[0]) > 4 * 3600, done.stdout
+
+
+def test_answers_in_another_order_are_told_of(tiny_models: Path, tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(SWAP)
+    done = soaked(tiny_models, tmp_path)
+    assert done.returncode == 1
+    told = set(re.findall(r"\d+ x failed: (.*)", done.stdout))
+    assert told == {"form", "json"}, done.stdout + done.stderr
+
+
+@pytest.fixture
+def soaking(tiny_models: Path) -> Iterator[subprocess.Popen[str]]:
+    """A soak whose clients have just begun to ask."""
+    words = [sys.executable, str(SOAK), str(tiny_models), "600"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(words, stdout=-1, stderr=-1, text=True, env=environment) as soak:
+        assert soak.stdout is not None
+        assert any("clients ask for 600 s" in line for line in soak.stdout)
+        yield soak
+        soak.kill()
+
+
+def test_ctrl_c_ends_a_soak_and_its_server(soaking: subprocess.Popen[str]) -> None:
+    (server,) = psutil.Process(soaking.pid).children()
+    soaking.send_signal(signal.SIGINT)
+    assert soaking.wait(WITHIN_S) != 0
+    assert not server.is_running()
+
+
+def test_a_soak_ends_with_its_server_and_says_its_last_words(soaking: subprocess.Popen[str]) -> None:
+    (server,) = psutil.Process(soaking.pid).children()
+    server.kill()
+    _, told = soaking.communicate(timeout=WITHIN_S)
+    assert soaking.returncode == 1
+    assert "finetune serve has ended with exit code -9; its last lines:" in told
+    assert "finetune.access" in told.splitlines()[-1]
 
 
 @pytest.mark.parametrize(("leak", "told"), [(0, False), (40, True)])
