@@ -18,7 +18,8 @@ import platformdirs
 
 from finetune.files import make_folder
 
-# What it logs as an error it raises, or `why_not_loaded` finds out; its own lines, in colour, would stand between those of a server's log.
+# What it logs as an error it raises, or `why_not_loaded` finds out; its own lines, in colour, would stand between those
+# of a server's log.
 SILENT = 4
 ort.set_default_logger_severity(SILENT)
 
