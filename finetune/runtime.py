@@ -99,11 +99,12 @@ def _on_cpu(model: Path | bytes, threads: int | None, why: str, trial: Trial) ->
 def _on_tensorrt(model: Path | bytes, cache: Path | None, gpu_memory_mb: int | None, trial: Trial) -> Session:
     _require("tensorrt")
     folder = engine_folder(cache, _sha256(model))
+    log.info("TensorRT's engines are in %s", folder)
     name, shape = _input(model)
     try:
         # TensorRT leaves what it cannot compile to CUDA, on the same GPU
         opened = _open_on(model, [tensorrt(name, shape, folder), cuda(gpu_memory_mb), CPU], session_options())
-        session = Session(opened, "tensorrt", f"engines in {folder}")
+        session = Session(opened, "tensorrt", "TensorRT runs what it can, CUDA the rest")
         trial(session)
     except Exception as error:
         raise _refusal("tensorrt", first_line(error)) from None

@@ -90,7 +90,9 @@ class ServeConfig(Section):
     )
     device: Device = Field(description="auto: cuda if it works, else cpu; any other: that or refuse")
     engine_cache: EngineCache
-    gpu_memory_mb: Count | None = Field(description="most GPU memory that a model may take; null: all there is")
+    gpu_memory_mb: Count | None = Field(
+        description="most that onnxruntime's arena takes of a GPU, a model; CUDA and cuDNN come on top; null: any"
+    )
     threads: Literal["auto"] | Annotated[int, Field(ge=1, le=512)] = Field(
         description="processor threads per model; auto: cores"
     )

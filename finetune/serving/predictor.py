@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -23,6 +24,8 @@ from finetune.runtime import Device, Session, open_session
 # more memory than a request of few and lets others run in between.
 CPU_BATCH, GPU_BATCH = 1, TENSORRT_BATCH
 Probabilities = NDArray[np.float32]
+
+log = logging.getLogger(__name__)
 
 
 class Score(BaseModel):
@@ -152,7 +155,16 @@ def open_predictor(
 ) -> Predictor:
     """Open a bundle's model on a device, and let it answer there."""
     card = bundle.info.model
-    return Predictor(bundle.model, card.labels, card.preprocessing, device, threads, engine_cache, gpu_memory_mb, batch)
+    predictor = Predictor(
+        bundle.model, card.labels, card.preprocessing, device, threads, engine_cache, gpu_memory_mb, batch
+    )
+    if predictor.on_gpu and bundle.info.asked.get("optimised"):
+        log.warning(
+            "%s version %s was exported with optimised=true, for CPUs: a GPU leaves those of its layers that it has no "
+            "kernels for to the CPU, and reports %s; export it without",
+            *(bundle.name, bundle.version, predictor.session.provider),
+        )
+    return predictor
 
 
 def require_room(device: Device, photos: int | None, key: str) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -95,3 +96,26 @@ def test_auto_takes_the_cpu_where_a_gpu_cannot_run_the_model(
     assert (predictor.on_gpu, predictor.batch_size) == (False, 1)
     size = predictor.preprocessing.image_size
     assert predictor.run(np.zeros((1, size, size, 3), np.uint8)).shape == (1, 3)
+
+
+def test_what_clients_read_of_tensorrt_names_no_folder(
+    tiny_models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    gpus.install(monkeypatch)
+    predictor = open_predictor(open_bundle(tiny_models / "tiny"), "tensorrt", engine_cache=tmp_path)
+    assert predictor.session.why == "TensorRT runs what it can, CUDA the rest"
+    assert [message for message in caplog.messages if str(tmp_path) in message], "the log does"
+
+
+@pytest.mark.parametrize(("device", "told"), [("cpu", False), ("cuda", True)])
+def test_a_file_that_was_optimised_for_cpus_is_told_of_on_a_gpu(
+    device: Any, told: bool, tiny_models: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    gpus.install(monkeypatch)
+    bundle = open_bundle(tiny_models / "tiny")
+    open_predictor(bundle, device)
+    assert not caplog.messages
+    asked = bundle.info.asked | {"optimised": True}
+    open_predictor(replace(bundle, info=bundle.info.model_copy(update={"asked": asked})), device)
+    assert ["optimised=true, for CPUs" in message for message in caplog.messages] == [True] * told
