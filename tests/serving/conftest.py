@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -111,6 +111,15 @@ def assembled(models: Path, **changed: Any) -> Service:
     return assemble(serve_config(models, **changed), fail)
 
 
+@contextlib.asynccontextmanager
+async def asking(models: Path, **changed: Any) -> AsyncIterator[httpx.AsyncClient]:
+    service = assembled(models, **changed)
+    await service.repository.start()
+    transport = httpx.ASGITransport(service.app, client=("10.0.0.1", 1))
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        yield client
+
+
 def start(models: Path, log: Path, *words: str, program: tuple[str, str] = ("-m", "finetune")) -> Server:
     """program: what Python is given in place of the program, where it is to find other things than there are here."""
     command = [sys.executable, *program, "serve", f"models={models}", "port=0", *words]
@@ -128,6 +137,13 @@ def start(models: Path, log: Path, *words: str, program: tuple[str, str] = ("-m"
         time.sleep(0.05)
     process.kill()
     raise AssertionError(f"the server did not become ready:\n{log.read_text()}")
+
+
+def error_of(response: httpx.Response, status: int) -> str:
+    assert response.status_code == status, response.text
+    body = response.json()
+    assert list(body) == ["error"]
+    return str(body["error"])
 
 
 def until(done: Callable[[], object], within_s: float = 60) -> None:

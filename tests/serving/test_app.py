@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import re
 import shutil
@@ -19,7 +20,7 @@ from finetune.cli import run
 from finetune.serving.guard import ADMIN_BELOW, OPEN
 from finetune.serving.predictor import Predictor
 from tests.conftest import CLASSES, rewrite_bundle
-from tests.serving.conftest import Server, Start, assembled
+from tests.serving.conftest import Server, Start, asking, assembled, error_of
 
 
 @pytest.fixture
@@ -30,13 +31,6 @@ def anyio_backend() -> str:
 @pytest.fixture(scope="module")
 def photos(tiny_models: Path) -> Path:
     return tiny_models.parent / "photos"
-
-
-def error_of(response: httpx.Response, status: int) -> str:
-    assert response.status_code == status, response.text
-    body = response.json()
-    assert list(body) == ["error"]
-    return str(body["error"])
 
 
 @pytest.mark.parametrize("label", CLASSES)
@@ -356,3 +350,73 @@ def test_json_of_anything_but_photos_is_refused_before_it_is_made(server: Server
         body = b'{"photos": [' + b",".join([many] * 1000) + b"]}"
         answer = httpx.post(f"{server.address}/predict", content=body, headers={"content-type": "application/json"})
         assert said in error_of(answer, status)
+
+
+@pytest.mark.anyio
+async def test_what_is_turned_away_is_counted_under_the_route_that_it_would_have_taken(
+    tiny_models: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "keys").write_text(f"root admin {hashlib.sha256(b'root').hexdigest()}")
+    async with asking(tiny_models, keys=str(tmp_path / "keys"), limits={"body_mb": 0.1}) as client:
+        admin = {"X-API-Key": "root"}
+        assert (await client.post("/predict", content=b"x")).status_code == 401
+        assert (await client.post("/v2/models/tiny/infer", content=bytes(200_000), headers=admin)).status_code == 413
+        assert (await client.get("/none", headers=admin)).status_code == 404
+        assert (await client.post("/v2/repository/models/tiny/unload", headers=admin)).status_code == 200
+        assert (await client.get("/readyz")).status_code == 503
+        text = (await client.get("/metrics", headers=admin)).text
+    counted = re.findall(r'(?m)^finetune_refusals_total\{reason="(\d+)"\} (\S+)$', text)
+    assert sorted(counted) == [("401", "1.0"), ("413", "1.0")], "no poll of health, nothing that is not there"
+    for route, code in (("/predict", 401), ("/v2/models/{name}/infer", 413), ("other", 404)):
+        assert f'finetune_requests_total{{code="{code}",route="{route}"}} 1.0' in text
+
+
+@pytest.mark.anyio
+async def test_pages_of_other_origins_are_answered_only_where_they_may_ask(tiny_models: Path, red_photo: bytes) -> None:
+    origin = {"Origin": "https://shop.example"}
+    preflight = {**origin, "Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "x-api-key"}
+    async with asking(tiny_models) as client:
+        answer = await client.post("/predict", content=red_photo, headers=origin)
+        assert not [name for name in answer.headers if name.startswith("access-control")]
+        assert (await client.options("/predict", headers=preflight)).status_code == 405
+    async with asking(tiny_models, cors=["https://shop.example"]) as client:
+        answer = await client.post("/predict", content=red_photo, headers=origin)
+        assert answer.headers["access-control-allow-origin"] == "https://shop.example"
+        allowed = await client.options("/predict", headers=preflight)
+        assert allowed.status_code == 200
+        assert "POST" in allowed.headers["access-control-allow-methods"]
+        assert "x-api-key" in allowed.headers["access-control-allow-headers"]
+        other = await client.post("/predict", content=red_photo, headers={"Origin": "https://evil.example"})
+        assert "access-control-allow-origin" not in other.headers
+
+
+@pytest.mark.anyio
+async def test_every_kind_of_answer_has_the_headers_that_browsers_obey(
+    tiny_models: Path, red_photo: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("a secret of ours")
+
+    async with asking(tiny_models, limits={"body_mb": 0.1}) as client:
+        answers = {
+            200: await client.get("/healthz"),
+            404: await client.get("/none"),
+            405: await client.get("/predict"),
+            403: await client.post("/v2/repository/models/tiny/load"),
+            413: await client.post("/predict", content=bytes(200_000)),
+            415: await client.post("/predict", content=b"x", headers={"Content-Encoding": "br"}),
+            422: await client.post("/predict", content=b"words"),
+            400: await client.post("/v2/models/tiny/infer", content=b"words"),
+        }
+        monkeypatch.setattr("finetune.serving.live.LiveModel.classify", broken)
+        answers[500] = await client.post("/predict", content=red_photo)
+        assert error_of(answers[500], 500) == "internal error; the server's log has the details"
+        for path in ("/", "/docs", "/docs-assets/swagger-ui.css", "/metrics", "/openapi.json"):
+            answers[path] = await client.get(path)
+    for kind, answer in answers.items():
+        assert answer.status_code == (kind if isinstance(kind, int) else 200)
+        assert answer.headers["x-content-type-options"] == "nosniff", kind
+        assert answer.headers["referrer-policy"] == "no-referrer", kind
+        assert "frame-ancestors 'none'" in answer.headers["content-security-policy"], kind
+        assert re.fullmatch(r"[0-9a-f]{32}", answer.headers["x-request-id"]), kind
+        assert "server" not in answer.headers

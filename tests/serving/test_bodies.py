@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse
 from starlette.types import Message
 
@@ -21,6 +21,11 @@ from finetune.serving.bodies import BodyLimits
 from finetune.serving.compression import STEP_BYTES
 from finetune.serving.refusal import Refusal
 from tests.serving.conftest import assembled, serve_config
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
 
 
 class Uploads:
@@ -147,3 +152,55 @@ def test_large_bodies_are_parsed_one_after_the_other(tiny_models: Path, monkeypa
                 assert answer.json() == {"error": "it was parsed"}
 
     asyncio.run(test())
+
+
+@pytest.mark.anyio
+async def test_the_memory_of_all_bodies_is_bounded_and_given_back(tiny_models: Path) -> None:
+    limits = serve_config(tiny_models, limits={"body_mb": 1, "held_mb": 2}).limits
+    going_on = asyncio.Event()
+
+    async def reading(scope: Any, receive: Any, send: Any) -> None:
+        await Request(scope, receive).body()
+        await going_on.wait()
+
+    async def nowhere(_: Message) -> None:
+        pass
+
+    def refuse(refusal: Refusal) -> JSONResponse:
+        return JSONResponse({}, refusal.status)
+
+    bodies = BodyLimits(reading, limits, refuse)
+
+    def upload(*sizes: int, encoding: str = "identity", leaves: bool = False) -> asyncio.Future[None]:
+        messages: list[Message] = [{"type": "http.request", "body": bytes(size), "more_body": True} for size in sizes]
+        messages.append({"type": "http.disconnect"} if leaves else {"type": "http.request", "body": b""})
+        coming = iter(messages)
+
+        async def receive() -> Message:
+            await asyncio.sleep(0)
+            return next(coming)
+
+        scope = {"type": "http", "headers": [(b"content-encoding", encoding.encode())]}
+        return asyncio.ensure_future(bodies(scope, receive, nowhere))
+
+    first = [upload(400_000, 500_000), upload(900_000)]
+    await asyncio.sleep(0.01)
+    assert bodies.held == 1_800_000
+    for sizes, options, status in [
+        ((150_000, 60_000), {}, 503),
+        ((1_100_000,), {}, 413),
+        ((100, 100), {"encoding": "gzip"}, 400),
+    ]:
+        with pytest.raises(Refusal) as refused:
+            await upload(*sizes, **options)
+        assert refused.value.status == status
+        assert bodies.held == 1_800_000
+    with pytest.raises(ClientDisconnect):
+        await upload(100_000, leaves=True)
+    assert bodies.held == 1_800_000
+    first[0].cancel()
+    await asyncio.wait([first[0]])
+    assert bodies.held == 900_000
+    going_on.set()
+    await first[1]
+    assert bodies.held == 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import http.client
 import io
 import json
@@ -22,25 +21,28 @@ import threading
 import time
 import zlib
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import httpx
 import numpy as np
 import onnx
 import pytest
 from PIL import Image
-from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse
-from starlette.types import Message
 
 from finetune.bundle import open_bundle
 from finetune.files import sha256
-from finetune.serving.bodies import BodyLimits
 from finetune.serving.predictor import Predictor
-from finetune.serving.refusal import Refusal
-from tests.serving.conftest import Server, Start, assembled, make_certificate, serve_config, start, until
+from tests.serving.conftest import (
+    Server,
+    Start,
+    asking,
+    assembled,
+    error_of,
+    make_certificate,
+    start,
+    until,
+)
 
 RELOADS = 100
 INFER = "/v2/models/tiny/infer"
@@ -71,13 +73,6 @@ def server(shared: Server, red_photo: bytes) -> Iterator[Server]:
 @pytest.fixture
 def models(tiny_models: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(tiny_models, tmp_path / "models"))
-
-
-def error_of(response: httpx.Response, status: int) -> str:
-    assert response.status_code == status, response.text
-    body = response.json()
-    assert list(body) == ["error"]
-    return str(body["error"])
 
 
 # bombs and lies
@@ -555,16 +550,7 @@ def test_one_client_s_many_photos_shut_no_other_out(tiny_models: Path, start_ser
             busy.recv(1)
 
 
-# queues, keys and headers, without a process
-
-
-@contextlib.asynccontextmanager
-async def asking(models: Path, **changed: Any) -> AsyncIterator[httpx.AsyncClient]:
-    service = assembled(models, **changed)
-    await service.repository.start()
-    transport = httpx.ASGITransport(service.app, client=("10.0.0.1", 1))
-    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-        yield client
+# queues, without a process
 
 
 @pytest.fixture
@@ -632,169 +618,6 @@ async def test_more_requests_of_one_client_than_it_may_have(
         held_up.set()
         assert [answer.status_code for answer in await asyncio.gather(*first)] == [200] * 2
         assert (await client.post("/predict", content=red_photo)).status_code == 200
-
-
-@pytest.mark.anyio
-async def test_keys_and_what_they_open(tiny_models: Path, red_photo: bytes, tmp_path: Path) -> None:
-    roles = {"alice": "predict", "root": "admin"}
-    lines = [f"{name} {role} {hashlib.sha256(name.encode()).hexdigest()}" for name, role in roles.items()]
-    (tmp_path / "keys").write_text("\n".join(lines))
-    async with asking(tiny_models, keys=str(tmp_path / "keys")) as client:
-        for path in ("/", "/healthz", "/readyz", "/v2/health/live", "/v2/health/ready", "/docs", "/openapi.json"):
-            assert (await client.get(path)).status_code == 200, path
-        for path in ("/models", "/metrics", "/v2", "/v2/models/tiny", "/v2/models/stats", "/none"):
-            refused = await client.get(path)
-            assert error_of(refused, 401).startswith("a key is needed")
-            assert refused.headers["www-authenticate"] == "Bearer"
-        for path in ("/predict", INFER, "/v2/repository/index", "/v2/repository/models/tiny/load"):
-            assert (await client.post(path, content=red_photo)).status_code == 401
-        # paths that only look like an open one
-        for path in (
-            "/healthz/../models",
-            "/docs-assets/../models",
-            "/docs-assets/%2e%2e/models",
-            "http://test//models",
-        ):
-            assert (await client.get(path)).status_code in (401, 404), path
-        for headers in ({"Authorization": "Bearer alice"}, {"authorization": "bearer alice"}, {"X-API-Key": "alice"}):
-            assert (await client.post("/predict", content=red_photo, headers=headers)).status_code == 200
-            load = await client.post("/v2/repository/models/tiny/load", headers=headers)
-            assert error_of(load, 403) == "this takes the key of an admin"
-        assert (await client.get("/models", headers={"X-API-Key": "root"})).status_code == 200
-        admin = {"X-API-Key": "root"}
-        assert (await client.post("/v2/repository/models/tiny/load", headers=admin)).status_code == 200
-        odd = [("X-API-Key", "ä".encode("latin-1")), ("X-API-Key", b"x" * 10_000), ("Authorization", b"Bearer")]
-        for pair in odd:
-            assert (await client.get("/models", headers=[pair])).status_code == 401
-
-
-@pytest.mark.anyio
-async def test_what_is_turned_away_is_counted_under_the_route_that_it_would_have_taken(
-    tiny_models: Path, tmp_path: Path
-) -> None:
-    (tmp_path / "keys").write_text(f"root admin {hashlib.sha256(b'root').hexdigest()}")
-    async with asking(tiny_models, keys=str(tmp_path / "keys"), limits={"body_mb": 0.1}) as client:
-        admin = {"X-API-Key": "root"}
-        assert (await client.post("/predict", content=b"x")).status_code == 401
-        assert (await client.post(INFER, content=bytes(200_000), headers=admin)).status_code == 413
-        assert (await client.get("/none", headers=admin)).status_code == 404
-        assert (await client.post("/v2/repository/models/tiny/unload", headers=admin)).status_code == 200
-        assert (await client.get("/readyz")).status_code == 503
-        text = (await client.get("/metrics", headers=admin)).text
-    counted = re.findall(r'(?m)^finetune_refusals_total\{reason="(\d+)"\} (\S+)$', text)
-    assert sorted(counted) == [("401", "1.0"), ("413", "1.0")], "no poll of health, nothing that is not there"
-    for route, code in (("/predict", 401), ("/v2/models/{name}/infer", 413), ("other", 404)):
-        assert f'finetune_requests_total{{code="{code}",route="{route}"}} 1.0' in text
-
-
-@pytest.mark.anyio
-async def test_nobody_administers_without_a_key(tiny_models: Path) -> None:
-    async with asking(tiny_models) as client:
-        refused = await client.post("/v2/repository/models/tiny/unload")
-        assert error_of(refused, 403) == "no key is set up, and this takes one of an admin (keys=)"
-
-
-@pytest.mark.anyio
-async def test_pages_of_other_origins_are_answered_only_where_they_may_ask(tiny_models: Path, red_photo: bytes) -> None:
-    origin = {"Origin": "https://shop.example"}
-    preflight = {**origin, "Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "x-api-key"}
-    async with asking(tiny_models) as client:
-        answer = await client.post("/predict", content=red_photo, headers=origin)
-        assert not [name for name in answer.headers if name.startswith("access-control")]
-        assert (await client.options("/predict", headers=preflight)).status_code == 405
-    async with asking(tiny_models, cors=["https://shop.example"]) as client:
-        answer = await client.post("/predict", content=red_photo, headers=origin)
-        assert answer.headers["access-control-allow-origin"] == "https://shop.example"
-        allowed = await client.options("/predict", headers=preflight)
-        assert allowed.status_code == 200
-        assert "POST" in allowed.headers["access-control-allow-methods"]
-        assert "x-api-key" in allowed.headers["access-control-allow-headers"]
-        other = await client.post("/predict", content=red_photo, headers={"Origin": "https://evil.example"})
-        assert "access-control-allow-origin" not in other.headers
-
-
-@pytest.mark.anyio
-async def test_every_kind_of_answer_has_the_headers_that_browsers_obey(
-    tiny_models: Path, red_photo: bytes, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def broken(*_: object) -> None:
-        raise RuntimeError("a secret of ours")
-
-    async with asking(tiny_models, limits={"body_mb": 0.1}) as client:
-        answers = {
-            200: await client.get("/healthz"),
-            404: await client.get("/none"),
-            405: await client.get("/predict"),
-            403: await client.post("/v2/repository/models/tiny/load"),
-            413: await client.post("/predict", content=bytes(200_000)),
-            415: await client.post("/predict", content=b"x", headers={"Content-Encoding": "br"}),
-            422: await client.post("/predict", content=b"words"),
-            400: await client.post(INFER, content=b"words"),
-        }
-        monkeypatch.setattr("finetune.serving.live.LiveModel.classify", broken)
-        answers[500] = await client.post("/predict", content=red_photo)
-        assert error_of(answers[500], 500) == "internal error; the server's log has the details"
-        for path in ("/", "/docs", "/docs-assets/swagger-ui.css", "/metrics", "/openapi.json"):
-            answers[path] = await client.get(path)
-    for kind, answer in answers.items():
-        assert answer.status_code == (kind if isinstance(kind, int) else 200)
-        assert answer.headers["x-content-type-options"] == "nosniff", kind
-        assert answer.headers["referrer-policy"] == "no-referrer", kind
-        assert "frame-ancestors 'none'" in answer.headers["content-security-policy"], kind
-        assert re.fullmatch(r"[0-9a-f]{32}", answer.headers["x-request-id"]), kind
-        assert "server" not in answer.headers
-
-
-@pytest.mark.anyio
-async def test_the_memory_of_all_bodies_is_bounded_and_given_back(tiny_models: Path) -> None:
-    limits = serve_config(tiny_models, limits={"body_mb": 1, "held_mb": 2}).limits
-    going_on = asyncio.Event()
-
-    async def reading(scope: Any, receive: Any, send: Any) -> None:
-        await Request(scope, receive).body()
-        await going_on.wait()
-
-    async def nowhere(_: Message) -> None:
-        pass
-
-    def refuse(refusal: Refusal) -> JSONResponse:
-        return JSONResponse({}, refusal.status)
-
-    bodies = BodyLimits(reading, limits, refuse)
-
-    def upload(*sizes: int, encoding: str = "identity", leaves: bool = False) -> asyncio.Future[None]:
-        messages: list[Message] = [{"type": "http.request", "body": bytes(size), "more_body": True} for size in sizes]
-        messages.append({"type": "http.disconnect"} if leaves else {"type": "http.request", "body": b""})
-        coming = iter(messages)
-
-        async def receive() -> Message:
-            await asyncio.sleep(0)
-            return next(coming)
-
-        scope = {"type": "http", "headers": [(b"content-encoding", encoding.encode())]}
-        return asyncio.ensure_future(bodies(scope, receive, nowhere))
-
-    first = [upload(400_000, 500_000), upload(900_000)]
-    await asyncio.sleep(0.01)
-    assert bodies.held == 1_800_000
-    for sizes, options, status in [
-        ((150_000, 60_000), {}, 503),
-        ((1_100_000,), {}, 413),
-        ((100, 100), {"encoding": "gzip"}, 400),
-    ]:
-        with pytest.raises(Refusal) as refused:
-            await upload(*sizes, **options)
-        assert refused.value.status == status
-        assert bodies.held == 1_800_000
-    with pytest.raises(ClientDisconnect):
-        await upload(100_000, leaves=True)
-    assert bodies.held == 1_800_000
-    first[0].cancel()
-    await asyncio.wait([first[0]])
-    assert bodies.held == 900_000
-    going_on.set()
-    await first[1]
-    assert bodies.held == 0
 
 
 @pytest.mark.anyio
