@@ -82,6 +82,12 @@ def test_what_the_server_is_given_is_understood_and_leaves_time_to_end(place: st
     assert until_killed_s > config.drain_s + config.grace_s
 
 
+def test_an_end_by_default_fits_into_what_docker_gives() -> None:
+    config = configured([])
+    # and two seconds, as docs/deploy.md has it
+    assert config.drain_s + config.grace_s + 2 <= 10
+
+
 @pytest.mark.parametrize("place", ARGUMENTS)
 def test_memory_suffices_for_the_largest_photos_and_all_that_is_held(place: str) -> None:
     config = configured(ARGUMENTS[place])

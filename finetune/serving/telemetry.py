@@ -21,7 +21,7 @@ PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"
 HTTP = "http/protobuf"
 # Asked every few seconds by machines; their traces would hide all others.
 UNTRACED = ("/healthz", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready")
-# For the last spans, after grace_s: together they fit into the 10 s that Docker gives.
+# For the last spans, after grace_s; a collector that works takes thousands within it.
 LAST_SPANS_S = 1.0
 
 
