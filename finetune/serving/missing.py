@@ -31,8 +31,8 @@ class Missing:
         self.reasons = reasons
 
     def of(self, model: str) -> list[str]:
-        """Return the reasons of a model's versions."""
-        return [reason for target, reason in self.reasons.items() if target.model == model]
+        """Return the reasons of a model's versions, each once."""
+        return list(dict.fromkeys(reason for target, reason in self.reasons.items() if target.model == model))
 
     def _tell(self, targets: list[Target], reasons: Mapping[Target, str]) -> None:
         if targets:

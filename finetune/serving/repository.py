@@ -269,6 +269,8 @@ class Repository(Catalogue):
             if not left:
                 raise FinetuneError(complaint)
             log.error("%s; the others have its share", complaint)
+            # what the next look finds is nothing new
+            self._complaint = self._complaint or complaint
             if target not in self._failed:
                 self._metrics.load_failed(target.model)
         return Route(left)

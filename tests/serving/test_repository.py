@@ -205,6 +205,8 @@ async def test_a_part_of_a_route_that_cannot_be_opened_leaves_its_share_to_the_o
     assert repository.ready
     assert {repository.choose("tiny").version for _ in range(20)} == {"1"}
     said = [record.message for record in caplog.records if record.levelno == logging.ERROR]
+    await repository.refresh()
+    assert len([record for record in caplog.records if record.levelno == logging.ERROR]) == len(said) == 3
     assert "sha256 differs" in said[0]
     assert "tiny leads to tiny/2, which cannot be opened" in said[1]
     assert "tiny leads to tiny/3, which is not served (served: tiny/1); the others have its share" in said[2]
