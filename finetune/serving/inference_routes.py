@@ -110,7 +110,8 @@ def inference_router(repository: Repository, limits: LimitsConfig, parsing: Exec
         repository.require(name, version)
         return Response()
 
-    direct = APIRouter(route_class=DirectRoute)
+    # with the prefix of its own: a nested route does not know that of the router around it, and metrics name it
+    direct = APIRouter(prefix="/v2", tags=["Open Inference Protocol"], route_class=DirectRoute)
 
     @direct.post("/models/{name}/infer", openapi_extra=ASKED, responses=ANSWERED, response_class=Response)
     async def classify(request: Request, name: str) -> Response:
@@ -165,8 +166,10 @@ def inference_router(repository: Repository, limits: LimitsConfig, parsing: Exec
         await repository.unload(name)
         return Response()
 
-    router.include_router(direct)
-    return router
+    both = APIRouter()
+    both.include_router(router)
+    both.include_router(direct)
+    return both
 
 
 def _statistics(models: Iterable[LiveModel]) -> dict[str, Any]:
