@@ -38,6 +38,11 @@ ROOT = Path(__file__).parent.parent
 CLASSES = ("blue", "green", "red")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the longest, which would else run alone at the end, beside idle cores."""
+    items.sort(key=lambda item: item.path.name != "test_docs.py")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def one_torch_thread() -> None:
     import torch

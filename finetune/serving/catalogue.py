@@ -88,7 +88,7 @@ class Catalogue:
 
     def find_all(self, name: str) -> list[LiveModel]:
         """Return all that a name may be answered by: a model's versions, and those that a route leads to."""
-        self.require(name)
+        self._find(name, None)
         return self._answering(name)
 
     def _answering(self, name: str) -> list[LiveModel]:
