@@ -27,7 +27,6 @@ def measured_without_server(bundle: Path, raw: bytes, device: Device, seconds: f
     """
     opened = open_bundle(bundle)
     together, share = open_predictor(opened, device), seconds / 2
-    together.warm_up()
     images = load_pixels(raw, together.preprocessing)[None]
     rows = {
         ALONE: _repeated(lambda: _classify(together, raw), share, 1),
@@ -36,7 +35,6 @@ def measured_without_server(bundle: Path, raw: bytes, device: Device, seconds: f
     if together.on_gpu:
         rows[f"no server, batches of {together.batch_size}"] = _in_batches(together, raw, share)
     apart = open_predictor(opened, device, 1)
-    apart.warm_up()
     cores = usable_cores()
     return {**rows, f"no server, {cores} threads": _repeated(lambda: _classify(apart, raw), share, cores)}
 

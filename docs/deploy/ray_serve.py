@@ -22,7 +22,6 @@ from finetune.serving.predictor import open_predictor
 class Classifier:
     def __init__(self, model: str) -> None:
         self.predictor = open_predictor(open_bundle(Path(model)), device="auto", threads=1)
-        self.predictor.warm_up()
 
     @serve.batch(max_batch_size=4, batch_wait_timeout_s=0)
     async def run(self, photos: list[Any]) -> list[Any]:

@@ -151,7 +151,11 @@ async def _tend(
         if beside is not None:
             await beside.start()
         await repository.start()
-        await asyncio.gather(repository.watch(), look_after(repository, metrics))
+        watching = asyncio.create_task(repository.watch())
+        try:
+            await look_after(repository, metrics)
+        finally:
+            watching.cancel()
     except Exception as failure:
         # a task has no caller to raise to: the server is told, stops, and reports it
         on_failure(failure)

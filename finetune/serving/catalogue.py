@@ -47,12 +47,12 @@ class Catalogue:
         return [model for _, versions in sorted(self.models.items()) for _, model in sorted(versions.items())]
 
     def require(self, name: str | None, version: str | None = None) -> None:
-        """Raise Refusal 400, 404 or 503 where `choose` would: before photos are uploaded for nothing."""
+        """Raise Refusal 400, 404 or 503 where `choose` would surely: before photos are uploaded for nothing."""
         found = self._find(name, version)
         if isinstance(found, LiveModel):
             found.health.require_well()
         else:
-            # the others have their shares still
+            # `choose` still refuses the shares of those that fail: the others may not be made for as much
             best = max((self._at(target) for target in found.weights), key=lambda model: model.health.well)
             best.health.require_well()
 

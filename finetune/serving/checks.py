@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 
 from finetune.serving import health
 from finetune.serving.catalogue import Catalogue
@@ -15,9 +15,14 @@ async def look_after(catalogue: Catalogue, metrics: Metrics) -> None:
     thread = ThreadPoolExecutor(1, "check-models")
     while True:
         await asyncio.sleep(health.LOOK_S)
-        for model in catalogue.everything:
-            if model.health.doubtful:
-                try:
-                    await model.health.examine(thread)
-                finally:
-                    metrics.ready(catalogue.ready)
+        await _look(catalogue, metrics, thread)
+
+
+async def _look(catalogue: Catalogue, metrics: Metrics, thread: Executor) -> None:
+    # a function of its own, as a loop that sleeps would hold the last model though it was unloaded
+    for model in catalogue.everything:
+        if model.health.doubtful:
+            try:
+                await model.health.examine(thread)
+            finally:
+                metrics.ready(catalogue.ready)

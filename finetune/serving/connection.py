@@ -47,7 +47,7 @@ def connection_type(header_s: float, body_s: float, places: OpenConnections, unr
             # bytes since the parser last came to the end of headers, of a part of a body, or of a request; not what it
             # made of the same piece after that
             self._pending_bytes = 0
-            self._in_body = self._has_body = self._deaf = False
+            self._in_body = self._has_body = self._deaf = self._is_last = False
             self._running: RequestResponseCycle | None = None
             # asks for nothing, or else has begun to; since when
             self._is_idle, self._since = True, self.loop.time()
@@ -144,6 +144,7 @@ def connection_type(header_s: float, body_s: float, places: OpenConnections, unr
             super().connection_lost(exc)
 
         def shutdown(self) -> None:
+            self._is_last = True
             if self._is_asked:
                 self.cycle.keep_alive = False
             else:
@@ -198,7 +199,9 @@ def connection_type(header_s: float, body_s: float, places: OpenConnections, unr
             self._deaf = True
             self.transport.write_eof()
             self.flow.resume_reading()
-            if self._clock is None:
+            if self._is_last:
+                self.loop.call_later(LAST_REQUEST_S, self.transport.close)
+            elif self._clock is None:
                 self._start_clock()
 
         def _go_on_without_upgrade(self, rest: bytes) -> None:

@@ -140,19 +140,19 @@ class GrpcServer:
     async def _listen_again(self) -> Any:
         """Return another server once it can listen; until then this one is not ready, over HTTP neither."""
         told = ""
-        try:
-            while True:
-                try:
-                    return await self._listen()
-                except (FinetuneError, OSError) as error:
-                    # the port is not free at once, and a certificate may just be exchanged
-                    if str(error) != told:
-                        told = str(error)
-                        self._repository.hinder(f"gRPC does not listen: {told}")
-                        logging.getLogger(__name__).error("gRPC does not listen: %s", told)
-                    await asyncio.sleep(LOOK_S / 10)
-        finally:
-            self._repository.hinder(None)
+        while True:
+            try:
+                server = await self._listen()
+            except Exception as error:  # gRPC raises its own types
+                # the port is not free at once, and a certificate may just be exchanged
+                if str(error) != told:
+                    told = str(error)
+                    self._repository.hinder(f"gRPC does not listen: {told}")
+                    logging.getLogger(__name__).error("gRPC does not listen: %s", told)
+                await asyncio.sleep(LOOK_S / 10)
+            else:
+                self._repository.hinder(None)
+                return server
 
     def _handlers(self) -> object:
         """Return every call's handler, each of a stream: of those gRPC reads a message only when it is asked for."""

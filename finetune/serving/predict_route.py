@@ -55,7 +55,7 @@ def predict_router(repository: Repository, limits: LimitsConfig, parsing: Execut
         photos, patience = await read_photos(request, limits, parsing)
         chosen = held or repository.choose(query.model, query.version)
         raws = [photo.raw for photo in photos if isinstance(photo.raw, bytes)]
-        rows = iter(await ask(chosen, len(raws), chosen.classify(raws), patience, request.state.facts) if raws else ())
+        rows = iter(await ask(chosen, len(photos), chosen.classify(raws), patience, request.state.facts))
         began = time.perf_counter()
         predictions: list[Prediction | Unreadable] = []
         for name, raw in photos:

@@ -55,7 +55,10 @@ class Repository(Catalogue):
         self._thread = ThreadPoolExecutor(1, "load-models")
 
     async def start(self) -> None:
-        """Open and warm up all models; raises where none of one's versions works, or none that a route leads to."""
+        """Open and warm up all models; raises where a route leads to nothing that works.
+
+        So it does where no version of a model works, unless a route asked for the one that failed and has another.
+        """
         async with self._lock:
             wanted = await self._in_thread(self._looks.look, frozenset(self._unloaded))
             failures = {
@@ -100,7 +103,8 @@ class Repository(Catalogue):
                 if at_once:
                     # what kept it from being opened may be gone, though its files are the same
                     self._failed.pop(target, None)
-                if (same_s or at_once) and self._differs(target, signature):
+                changed = (same_s or at_once) and self._differs(target, signature)
+                if changed or (at_once and self._fails(target)):
                     await self._exchange(target, signature)
                 if same_s >= QUIET_S or at_once:
                     self._tell(target)
@@ -205,7 +209,8 @@ class Repository(Catalogue):
         except Exception as error:
             reason = str(error) if isinstance(error, FinetuneError) else f"{type(error).__name__}: {error}"
             self._failed[target] = Failure(signature, reason)
-            return error
+            # its frames would hold the session, and a GPU's memory, while another version is opened
+            return error.with_traceback(None)
         self._put(target, signature, model)
         return None
 
@@ -284,6 +289,9 @@ class Repository(Catalogue):
         else:
             why = f"is not served (served: {listed(f'{m.name}/{m.version}' for m in self.everything)})"
         return f"routes={self._config.routes}: {name} leads to {target}, which {why}"
+
+    def _fails(self, target: Target) -> bool:
+        return self._serves(target) and not self.models[target.model][target.version].health.well
 
     def _serves(self, target: Target) -> bool:
         return target.version in self.models.get(target.model, {})

@@ -40,7 +40,7 @@ def status_router(repository: Repository, metrics: Metrics) -> APIRouter:
     @router.head("/readyz", include_in_schema=False)
     @router.get("/readyz", response_model=Ready)
     async def readyz() -> dict[str, str]:
-        """Answer 200 once every model has answered on its device, until the server is told to end."""
+        """Answer 200 while every model answers on its device, until the server is told to end."""
         repository.require_ready()
         return {"status": "ready"}
 
@@ -53,7 +53,7 @@ def status_router(repository: Repository, metrics: Metrics) -> APIRouter:
     @router.head("/v2/health/ready", include_in_schema=False)
     @router.get("/v2/health/ready", response_class=Response)
     async def ready() -> Response:
-        """Answer 200 once every model has answered on its device, until the server is told to end."""
+        """Answer 200 while every model answers on its device, until the server is told to end."""
         repository.require_ready()
         return Response()
 

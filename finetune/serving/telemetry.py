@@ -35,7 +35,10 @@ def telemetry(kind: Literal["none", "otlp"]) -> TelemetryConfig:
         "operation_spans": False,
         "auto_configure": False,
     }
-    if kind == "none" or os.environ.get("OTEL_TRACES_EXPORTER") == "none":
+    if kind == "none":
+        return settings
+    if os.environ.get("OTEL_TRACES_EXPORTER") == "none":
+        log.warning("telemetry=otlp sends nothing, as OTEL_TRACES_EXPORTER=none says")
         return settings
     if find_spec("opentelemetry.sdk") is None or find_spec("opentelemetry.exporter.otlp.proto.http") is None:
         raise FinetuneError("telemetry=otlp takes more packages: pip install 'finetune-service[telemetry]'")

@@ -20,7 +20,7 @@ from PIL import Image
 from pytorch_lightning.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 
 from finetune.config import LoggerConfig
-from finetune.errors import FinetuneError
+from finetune.errors import FinetuneError, first_line
 from finetune.files import digest, write_json
 from finetune.run import Run
 
@@ -184,7 +184,7 @@ def open_trackers(config: LoggerConfig, run: Run, parameters: Mapping[str, Any])
         try:
             trackers[name] = TRACKERS[name](config, run, parameters, keys.get(name))
         except Exception as error:  # each raises its own types, and those of what it talks to
-            raise FinetuneError(f"logger={name} cannot be started: {_first_line(error)}") from error
+            raise FinetuneError(f"logger={name} cannot be started: {first_line(error)}") from error
         log.info("logger=%s: %s", name, trackers[name].where)
         keys = {**keys, name: trackers[name].key}
         write_json(run.path / STATE, {"parameters": fingerprint, "keys": keys})
@@ -198,7 +198,3 @@ def _chosen(config: LoggerConfig) -> list[str]:
 def _read_state(run: Run) -> dict[str, Any]:
     place = run.path / STATE
     return dict(json.loads(place.read_text(encoding="utf-8"))) if place.is_file() else {}
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

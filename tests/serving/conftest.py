@@ -116,8 +116,12 @@ async def asking(models: Path, **changed: Any) -> AsyncIterator[httpx.AsyncClien
     service = assembled(models, **changed)
     await service.repository.start()
     transport = httpx.ASGITransport(service.app, client=("10.0.0.1", 1))
-    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-        yield client
+    try:
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            yield client
+    finally:
+        service.repository.close()
+        service.cores.close()
 
 
 def start(models: Path, log: Path, *words: str, program: tuple[str, str] = ("-m", "finetune")) -> Server:

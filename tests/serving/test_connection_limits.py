@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +12,7 @@ import httpx
 import pytest
 
 from finetune.serving.connection import MAX_HEADER_BYTES
-from tests.serving.conftest import Server, start, until
+from tests.serving.conftest import Server, Start, start, until
 
 # Far beyond what a test takes: what waits for it fails the test.
 IDLE_S = 600
@@ -48,6 +49,14 @@ def read_until(client: socket.socket, end: bytes) -> bytes:
         assert part, received
         received += part
     return received
+
+
+def takes_nobody(server: Server) -> bool:
+    try:
+        connect(server).close()
+    except ConnectionRefusedError:
+        return True
+    return False
 
 
 def statuses(received: bytes) -> list[int]:
@@ -160,3 +169,17 @@ def test_an_answer_does_not_end_the_connection_of_a_request_that_asks_whether_to
         received = read_until(client, b"HTTP/1.1 100 Continue\r\n\r\n")
         client.sendall(red_photo)
         assert statuses(received + read(client)) == [200, 100, 200]
+
+
+def test_one_that_sends_on_after_its_refusal_does_not_hold_up_the_end(tiny_models: Path, start_server: Start) -> None:
+    # far beyond what a test takes
+    own = start_server(tiny_models, "limits.body_mb=1", "limits.header_s=600", "limits.body_s=600", "grace_s=600")
+    with connect(own) as client:
+        head = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\nTransfer-Encoding: chunked\r\n\r\n"
+        client.sendall(head + b"186a0\r\n" + bytes(100_000) + b"\r\n")
+        until(lambda: "finetune_requests_in_flight 2.0" in httpx.get(f"{own.address}/metrics").text)
+        own.process.send_signal(signal.SIGTERM)
+        until(lambda: takes_nobody(own))
+        client.sendall(b"f4240\r\n" + bytes(1_000_000))
+        assert statuses(read(client)) == [413]
+        assert own.process.wait(60) == 0

@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import shutil
+import weakref
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
@@ -110,6 +111,34 @@ async def test_a_model_that_fails_whatever_it_is_asked_is_not_ready_until_it_ans
         (logging.ERROR, "tiny version 1 fails on its device, with a blank photo too: no memory; it is not ready"),
         (logging.WARNING, "tiny version 1 answers again"),
     ]
+
+
+async def test_load_opens_a_model_that_fails_anew(
+    tiny_models: Path, red_photo: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with serving(tiny_models, monkeypatch) as (service, client):
+        Breakable(service.repository.choose("tiny"))
+        for _ in range(health.DOUBTED_AFTER):
+            assert (await client.post("/predict", content=red_photo)).status_code == 500
+        await answers(client, "/readyz", 503)
+        await service.repository.load("tiny")
+        assert (await client.get("/readyz")).status_code == 200
+        assert (await client.post("/predict", content=red_photo)).status_code == 200
+
+
+async def test_a_model_that_is_looked_after_goes_once_it_is_unloaded(
+    tiny_models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with serving(tiny_models, monkeypatch) as (service, _):
+        model = service.repository.choose("tiny")
+        model.health.failed()
+        forgotten = weakref.ref(model)
+        await asyncio.sleep(20 * health.LOOK_S)
+        del model
+        await service.repository.unload("tiny")
+        async with asyncio.timeout(60):
+            while forgotten() is not None:
+                await asyncio.sleep(health.LOOK_S)
 
 
 async def test_photos_that_fail_alone_keep_nothing_from_being_ready(

@@ -287,6 +287,7 @@ def test_a_server_with_keys_asks_for_one_and_says_when_it_is_wrong(
 
 def test_what_is_loading_or_busy_is_waited_for_and_told(browser: Browser, server: Server, photo: Photo) -> None:
     refusing, asked = {"/readyz", "/predict"}, Counter[str]()
+    not_ready = {"error": "tiny version 1 fails on its device"}
 
     def answering(request: dict[str, Any]) -> dict[str, Any] | None:
         route = request["url"].removeprefix(server.address).partition("?")[0]
@@ -294,11 +295,15 @@ def test_what_is_loading_or_busy_is_waited_for_and_told(browser: Browser, server
         if route not in refusing:
             return None
         headers = [{"name": "Retry-After", "value": "1"}]
-        return {"responseCode": 503, "responseHeaders": headers, "body": BUSY}
+        body = base64.b64encode(json.dumps(not_ready).encode()).decode() if route == "/readyz" else BUSY
+        return {"responseCode": 503, "responseHeaders": headers, "body": body}
 
     page = browser.open("about:blank")
     page.answer(answering)
     page.go(server.address)
+    page.until("$('state').className === 'failing'")
+    assert page.do("$('state').textContent") == "Not ready: tiny version 1 fails on its device"
+    not_ready["error"] = "the models are still loading"
     page.until("$('state').className === 'loading'")
     assert page.do("$('state').textContent + $('hint').textContent").startswith("The models are loading…The models are")
     page.choose("#files", photo("red"))
