@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import ctypes
 import hashlib
 import io
 import re
@@ -9,6 +10,7 @@ import signal
 import socket
 import time
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -276,18 +278,17 @@ def test_a_port_in_use_is_said(tiny_models: Path, capsys: pytest.CaptureFixture[
 
 
 def test_cuda_that_does_not_work_is_a_refusal_with_the_cause(
-    tiny_models: Path, capsys: pytest.CaptureFixture[str]
+    tiny_models: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import ctypes
+    real = ctypes.CDLL
 
-    try:
-        ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        assert run(["serve", f"models={tiny_models}", "port=0", "device=cuda", "logs=text"]) == 2
-        said = capsys.readouterr().err
-        assert "device=cuda does not work here: no NVIDIA driver (libcuda.so.1); mend that, or use device=cpu" in said
-    else:
-        pytest.skip("there is an NVIDIA driver")
+    def without_driver(name: str | None, *arguments: Any) -> ctypes.CDLL:
+        return real("no-" + name if name == "libcuda.so.1" else name, *arguments)
+
+    monkeypatch.setattr(ctypes, "CDLL", without_driver)
+    assert run(["serve", f"models={tiny_models}", "port=0", "device=cuda", "logs=text"]) == 2
+    said = capsys.readouterr().err
+    assert "device=cuda does not work here: no NVIDIA driver (libcuda.so.1); mend that, or use device=cpu" in said
 
 
 @pytest.mark.anyio
