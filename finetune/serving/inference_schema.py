@@ -17,13 +17,22 @@ def _object(required: tuple[str, ...] = (), **properties: Schema) -> Schema:
     return {"type": "object", "required": list(required), "properties": properties}
 
 
+def _or_null(schema: Schema) -> Schema:
+    """Return the schema of what may be left out: null leaves it out, too."""
+    return {**schema, "type": [schema["type"], "null"]}
+
+
 # What JSON alone can carry; with binary data an input has the parameter binary_data_size in place of data.
 REQUEST = _object(
     ("inputs",),
-    id={"type": "string"},
-    parameters=_object(
-        timeout={"type": "integer", "minimum": 1, "maximum": MAX_TIMEOUT_US, "description": "microseconds"},
-        binary_data_output={"type": "boolean"},
+    id=_or_null({"type": "string"}),
+    parameters=_or_null(
+        _object(
+            timeout=_or_null(
+                {"type": "integer", "minimum": 1, "maximum": MAX_TIMEOUT_US, "description": "microseconds"}
+            ),
+            binary_data_output=_or_null({"type": "boolean"}),
+        )
     ),
     inputs={
         "type": "array",
@@ -53,15 +62,22 @@ REQUEST = _object(
             ]
         },
     },
-    outputs={
-        "type": "array",
-        "maxItems": 1,
-        "items": _object(
-            ("name",),
-            name={"const": OUTPUT},
-            parameters=_object(binary_data={"type": "boolean"}, classification={"type": "integer", "minimum": 1}),
-        ),
-    },
+    outputs=_or_null(
+        {
+            "type": "array",
+            "maxItems": 1,
+            "items": _object(
+                ("name",),
+                name={"const": OUTPUT},
+                parameters=_or_null(
+                    _object(
+                        binary_data=_or_null({"type": "boolean"}),
+                        classification=_or_null({"type": "integer", "minimum": 1}),
+                    )
+                ),
+            ),
+        }
+    ),
 )
 ANSWER = _object(
     ("model_name", "model_version", "outputs"),
@@ -88,8 +104,8 @@ ASKED: dict[str, Any] = {
     "parameters": [{"name": HEADER_LENGTH, "in": "header", "required": False, **LENGTH}],
     "requestBody": {
         "required": True,
-        "description": f"`{INPUT}` UINT8 [N, H, W, 3], decoded, or `{ENCODED}` BYTES [N], files as they are, "
-        f"which only binary data can carry: JSON, then these, with `{HEADER_LENGTH}`",
+        "description": f"`{INPUT}` UINT8 [N, H, W, 3], decoded, or `{ENCODED}` BYTES [N], files: in JSON in base64, "
+        f"or as they are in binary data, which follow the JSON, with `{HEADER_LENGTH}`",
         "content": {"application/json": {"schema": REQUEST}, "application/octet-stream": {"schema": BINARY}},
     },
 }
@@ -104,13 +120,13 @@ INDEX: dict[str, Any] = {
     "requestBody": {
         "required": False,
         "description": "whether to list those alone that are ready",
-        "content": {"application/json": {"schema": _object(ready={"type": ["boolean", "null"]})}},
+        "content": {"application/json": {"schema": _object(ready=_or_null({"type": "boolean"}))}},
     }
 }
 LOAD: dict[str, Any] = {
     "requestBody": {
         "required": False,
         "description": "parameters, of which `config` and those that begin with `file:` are refused",
-        "content": {"application/json": {"schema": _object(parameters={"type": "object"})}},
+        "content": {"application/json": {"schema": _object(parameters=_or_null({"type": "object"}))}},
     }
 }

@@ -152,11 +152,11 @@ def test_decoded_photos_are_answered_too(client: triton.InferenceServerClient, t
 def test_the_asynchronous_client_is_answered(address: str, raw: bytes) -> None:
     async def ask() -> list[float]:
         async with triton_aio.InferenceServerClient(address) as client:
-            asked = [client.infer("tiny", [files(raw)], headers=BEARER) for _ in range(10)]
+            # fewer than one client gets
+            asked = [client.infer("tiny", [files(raw)], headers=BEARER) for _ in range(CALLS // 2)]
             return [float(result.as_numpy("probabilities").max()) for result in await asyncio.gather(*asked)]
 
     answers = asyncio.run(ask())
-    assert len(answers) == 10
     assert max(answers) == pytest.approx(min(answers))
 
 
