@@ -73,10 +73,7 @@ def _in_batches(predictor: Predictor, raw: bytes, seconds: float) -> Row:
 
     began = time.perf_counter()
     # answers come in the order of the photos
-    times = [
-        time.perf_counter() - begun[number]
-        for number, _ in enumerate(predictor.answers(photos(), predictor.batch_size))
-    ]
+    times = [time.perf_counter() - begun[number] for number, _ in enumerate(predictor.answers(photos()))]
     return _row(times, time.perf_counter() - began)
 
 

@@ -59,8 +59,8 @@ class LiveModel:
         self.bundle, self.predictor, self.metrics = bundle, predictor, metrics
         self.health = Health(f"{self.name} version {self.version}", predictor, metrics)
         self.request_photos = limits.photos
-        self.most_photos, self.delay_ms = predictor.batch_size, batch.delay_ms
-        together = self.most_photos * min(predictor.runs, usable_cores())
+        self.delay_ms = batch.delay_ms
+        together = predictor.batch_size * min(predictor.runs, usable_cores())
         self.admission = Admission(limits.queue_photos, limits.wait_s, together)
         self._lane = self._open_lane(cores, int(1e6 * limits.megapixels), _Timings(metrics, self.admission))
 
@@ -138,9 +138,9 @@ class LiveModel:
         def decode(raw: bytes) -> Pixels:
             return load_pixels(raw, preprocessing, SERVED_FORMATS, max_pixels)
 
-        if self.most_photos == 1 and predictor.runs >= usable_cores():
+        if predictor.batch_size == 1 and predictor.runs >= usable_cores():
             return Apart(self.name, predictor, decode, cores, timings)
-        batcher = Batcher(predictor.run, self.most_photos, self.delay_ms / 1000, timings, predictor.runs)
+        batcher = Batcher(predictor.run, predictor.batch_size, self.delay_ms / 1000, timings, predictor.runs)
         return Together(self.name, batcher, decode, cores, timings)
 
 

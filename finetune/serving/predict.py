@@ -61,7 +61,7 @@ def main(config: PredictConfig) -> str:
 
 
 def _rows(predictor: Predictor, files: dict[str, StoredFile | str], all_classes: bool) -> Iterator[tuple[str, Row]]:
-    answers = predictor.answers((file for file in files.values() if not isinstance(file, str)), predictor.batch_size)
+    answers = predictor.answers(file for file in files.values() if not isinstance(file, str))
     for path, file in files.items():
         answer = file if isinstance(file, str) else next(answers)
         if isinstance(answer, np.ndarray):

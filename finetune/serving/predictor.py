@@ -106,22 +106,22 @@ class Predictor:
         Raises ImageError or OSError for the first photo that cannot be read.
         """
         rows = []
-        for row in track(self.answers(files, self.batch_size), what, total=len(files)):
+        for row in track(self.answers(files), what, total=len(files)):
             if isinstance(row, Exception):
                 raise row
             rows.append(row)
         return np.stack(rows)
 
-    def answers(self, files: Iterable[Readable], batch: int) -> Iterator[Probabilities | ImageError | OSError]:
+    def answers(self, files: Iterable[Readable]) -> Iterator[Probabilities | ImageError | OSError]:
         """Yield the probabilities (classes,) of each photo in order, or why it cannot be read.
 
-        batch: how many run at once; alone, each is decoded and run by one core, while others do the same.
+        `batch_size` of them run at once; alone, each is decoded and run by one core, while others do the same.
         """
-        if batch == 1:
+        if self.batch_size == 1:
             yield from ordered_map(self._answer_alone, files)
             return
         opened = ordered_map(self._open, files)
-        while taken := list(islice(opened, batch)):
+        while taken := list(islice(opened, self.batch_size)):
             images = [pixels for pixels in taken if not isinstance(pixels, Exception)]
             rows = iter(self.run(np.stack(images)) if images else ())
             for pixels in taken:
